@@ -1,0 +1,61 @@
+# One command per task. Everything installs into $(VENV), which the first target that needs it makes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEVELOP = VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
+
+.DEFAULT_GOAL := help
+.PHONY: help dev demo test test-slow lint fmt bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9.4,<2"
+	$(DEVELOP) --extras dev
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(DEVELOP)
+	@touch $@
+
+$(VENV)/.movielens: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps recbole==1.2.1
+	@touch $@
+
+dev: $(VENV)/.built ## virtual environment, dependencies and the extension
+
+demo: $(VENV)/.built $(VENV)/.movielens ## the main job on MovieLens-100K: about ten minutes, ends in a report
+	$(BIN)/ugr-fast demo
+
+test: $(VENV)/.built $(VENV)/.movielens ## the whole suite, Rust and Python
+	cargo test --quiet
+	$(BIN)/python -m pytest --quiet
+
+test-slow: $(VENV)/.built $(VENV)/.movielens ## what takes minutes: the demo from end to end
+	$(BIN)/python -m pytest --quiet -m slow
+
+lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest: warnings are errors
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	PYO3_PYTHON=$(abspath $(BIN))/python cargo clippy --quiet --all-targets --features python -- -D warnings
+	$(BIN)/ruff check python tests benches
+	$(BIN)/ruff format --check python tests benches
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest ugr_fast._core
+
+fmt: $(VENV)/.installed ## format everything
+	cargo fmt
+	$(BIN)/ruff check --fix python tests benches
+	$(BIN)/ruff format python tests benches
+
+bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside what one would otherwise run
+	cargo bench --quiet
+	$(BIN)/python benches/bench_trie.py
+	$(BIN)/python benches/bench_math.py
+	$(BIN)/python benches/bench_step.py
+
+clean: ## remove the environment and all build products
+	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so

@@ -1,0 +1,150 @@
+//! The kernels alone, without Python: `cargo bench`.
+
+#![allow(clippy::cast_possible_truncation)] // the numbers of a benchmark are small
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use ugr_fast::advantage::{Scale, group_advantages};
+use ugr_fast::beam::{Beams, Over, step};
+use ugr_fast::calibration::{equal_mass, equal_width};
+use ugr_fast::packing::{Batch, pack};
+use ugr_fast::trie::SidTrie;
+
+/// A small generator (splitmix64), so that runs repeat without another dependency.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// In (0, 1].
+    fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+// ---- trie and beam
+
+const DEPTH: usize = 8;
+const VOCABULARY: u64 = 2048;
+
+fn random_sids(num_items: usize) -> Vec<i64> {
+    let mut random = Random(1);
+    let token = |_| i64::try_from(random.below(VOCABULARY)).unwrap_or(0);
+    (0..num_items * DEPTH).map(token).collect()
+}
+
+fn random_trie(num_items: i64) -> SidTrie {
+    let items: Vec<i64> = (0..num_items).collect();
+    SidTrie::build(&random_sids(items.len()), DEPTH, &items, None).expect("valid input")
+}
+
+fn trie(c: &mut Criterion) {
+    let items: Vec<i64> = (0..100_000).collect();
+    let sids = random_sids(items.len());
+    c.bench_function("trie/build 1e5 x 8", |b| {
+        b.iter(|| SidTrie::build(black_box(&sids), DEPTH, &items, None));
+    });
+    let trie = SidTrie::build(&sids, DEPTH, &items, None).expect("valid input");
+    c.bench_function("trie/walk 1e5 x 8", |b| {
+        b.iter(|| trie.walk(black_box(&sids), DEPTH, items.len()));
+    });
+}
+
+/// 140 rows, as 14 prompts of 10 beams, at depths 1, 2 and 4 of a million random SIDs.
+fn beam(c: &mut Criterion) {
+    const BATCH: usize = 14;
+    const NUM_BEAMS: usize = 10;
+    let columns = VOCABULARY as usize;
+    let trie = random_trie(1_000_000);
+    let mut random = Random(2);
+    let mut logprobs = |rows: usize| -> Vec<f32> {
+        let mut entry = |_| random.unit().ln() as f32;
+        (0..rows * columns).map(&mut entry).collect()
+    };
+    let (mut nodes, mut scores, mut width) = (vec![0; BATCH], vec![0.0; BATCH], 1);
+    for depth in 0..=4 {
+        let entries = logprobs(BATCH * width);
+        let advance = || {
+            let (nodes, scores) = (&nodes, &scores);
+            let beams = Beams {
+                nodes,
+                scores,
+                width,
+            };
+            step(
+                &trie,
+                beams,
+                black_box(&entries),
+                columns,
+                Over::Vocabulary,
+                NUM_BEAMS,
+            )
+        };
+        if [1, 2, 4].contains(&depth) {
+            c.bench_function(&format!("beam/step at depth {depth}"), |b| b.iter(advance));
+        }
+        let level = advance().expect("valid input");
+        (nodes, scores, width) = (level.nodes, level.scores, NUM_BEAMS);
+    }
+}
+
+// ---- packing, advantages, calibration
+
+/// 64 prompts of 150 tokens with 16 candidates of 4 tokens (8 codes each) and a suffix of 4.
+fn packing(c: &mut Criterion) {
+    const ROWS: usize = 64;
+    let mut random = Random(3);
+    let mut tokens = |n: usize, limit: u64| -> Vec<i64> {
+        let token = |_| i64::try_from(random.below(limit)).unwrap_or(0);
+        (0..n).map(token).collect()
+    };
+    let (prompts, completions) = (tokens(ROWS * 150, 2048), tokens(ROWS * 16 * 4, 8));
+    let offsets: Vec<i64> = (0..=64).map(|row| row * 150).collect();
+    let batch = Batch {
+        prompts: &prompts,
+        offsets: &offsets,
+        completions: &completions,
+        group: 16,
+        depth: 4,
+        suffix: &[1, 2, 3, 4],
+    };
+    c.bench_function("packing/64 x (150 + 16 x 4 + 4)", |b| {
+        b.iter(|| pack(black_box(batch), 0));
+    });
+}
+
+fn advantage(c: &mut Criterion) {
+    let mut random = Random(4);
+    let rewards: Vec<f32> = (0..8192 * 64).map(|_| random.unit() as f32).collect();
+    let offsets: Vec<i64> = (0..=8192).map(|group| group * 64).collect();
+    c.bench_function("advantage/8192 x 64", |b| {
+        b.iter(|| group_advantages(black_box(&rewards), &offsets, Scale::Std, 1e-4, 1));
+    });
+}
+
+fn calibration(c: &mut Criterion) {
+    let mut random = Random(5);
+    let confidence: Vec<f32> = (0..1_000_000).map(|_| random.unit() as f32).collect();
+    let correct: Vec<u8> = (0..1_000_000)
+        .map(|_| u8::from(random.unit() < 0.5))
+        .collect();
+    c.bench_function("calibration/equal width, 1e6", |b| {
+        b.iter(|| equal_width(black_box(&confidence), &correct, 15));
+    });
+    c.bench_function("calibration/equal mass, 1e6", |b| {
+        b.iter(|| equal_mass(black_box(&confidence), &correct, 15));
+    });
+}
+
+criterion_group!(benches, trie, beam, packing, advantage, calibration);
+criterion_main!(benches);

@@ -1,0 +1,43 @@
+"""Uncertainty-aware generative recommendation: exact constrained decoding, packed training, confidence.
+
+The names below need numpy alone. The submodules `decode, losses, model, sids, sft, rl, evaluate, data,
+rewards, metrics, report` are imported on first use, so that `import ugr_fast` never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+from ugr_fast.advantages import group_advantages
+from ugr_fast.beam import BeamResult, BeamSearch, beam_search
+from ugr_fast.packing import Packed, pack_prefixes
+from ugr_fast.trie import SidTrie
+
+__version__ = version("ugr-fast")
+
+_SUBMODULES = {
+    *("decode", "losses", "model", "sids", "sft", "rl", "evaluate"),
+    *("data", "rewards", "metrics", "report"),
+}
+
+__all__ = [
+    "BeamResult",
+    "BeamSearch",
+    "Packed",
+    "SidTrie",
+    "beam_search",
+    "group_advantages",
+    "pack_prefixes",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return import_module(f"ugr_fast.{name}")
+    raise AttributeError(f"module 'ugr_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

@@ -1,0 +1,65 @@
+"""NumPy in, NumPy out; torch in, torch out: without importing torch for those who do not use it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = npt.NDArray[Any]
+AnyArray = TypeVar("AnyArray", npt.NDArray[Any], "torch.Tensor")
+
+
+def is_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def to_numpy(x: Any) -> Array:
+    """`x` as a NumPy array: detached, on the CPU, bfloat16 widened to float32.
+
+    Example:
+        >>> to_numpy([1, 2]).tolist()
+        [1, 2]
+    """
+    if not is_tensor(x):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return np.asarray((x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy())
+
+
+def like(template: AnyArray, result: Array, *, dtype: Any = None) -> AnyArray:
+    """`result` as the kind of `template`: a tensor on its device, or an array.
+
+    Args:
+        template: What the caller passed in.
+        result: What the caller gets back.
+        dtype: Type of the result if it is not `result.dtype`, in the terms of `template`.
+    """
+    if is_tensor(template):
+        tensor = sys.modules["torch"].from_numpy(np.ascontiguousarray(result))
+        return tensor.to(template.device, dtype or tensor.dtype)  # type: ignore[no-any-return]
+    return result if dtype is None else result.astype(dtype, copy=False)  # type: ignore[return-value]
+
+
+def truth(name: str, x: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """`x` as booleans of `shape`: bool, or numbers that are all 0 or 1.
+
+    Raises:
+        ValueError: Another shape or another number.
+    """
+    array = to_numpy(x)
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, got {array.shape}")
+    if array.dtype == np.bool_:
+        return array
+    one = np.asarray(array == 1)
+    if not (one | (array == 0)).all():
+        raise ValueError(f"`{name}` must hold booleans, or 0 and 1; got {array[~one & (array != 0)][0]}")
+    return one

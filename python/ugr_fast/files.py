@@ -1,0 +1,196 @@
+"""Files and folders that are whole or absent: written under a temporary name, then renamed.
+
+A folder may carry SHA256SUMS, the format of `sha256sum -c`, which tells an altered file from the one that was written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+CHECKSUMS = "SHA256SUMS"
+_UNWRITABLE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR)
+)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say what to do when `path` cannot be written because the disk is full, read-only or failing.
+
+    Raises:
+        OSError: that message, in place of the error that named neither file nor remedy.
+    """
+    try:
+        yield
+    except Exception as error:  # Rust's writers raise their own type, which holds "(os error 28)" as text
+        if getattr(error, "errno", None) not in _UNWRITABLE and "(os error " not in str(error):
+            raise
+        raise OSError(
+            f"cannot write {path} ({str(error) or type(error).__name__}); free space there or choose another place, "
+            "then repeat the command"
+        ) from error
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` when the block ends well, and vanishes when it does not.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with new_file(target) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that holds something.
+    """
+    path = Path(path).absolute()  # "." has no name
+    check_new_folder(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(path)
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `path`."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and left.suffix == ".tmp":
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder that holds something or cannot be made, before any work is done for it.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that holds something.
+        NotADirectoryError: `path` lies below a file.
+        PermissionError: the folder that it lies in cannot be written.
+    """
+    check_place(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"`out` must be a new or empty folder, and {path} exists; name another or remove it")
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that no folder can be made at.
+
+    Raises:
+        NotADirectoryError: it lies below a file.
+        PermissionError: the folder that it lies in cannot be written.
+    """
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise NotADirectoryError(f"`out` must lie in a folder, and {above} is a file; name another place for {path}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"`out` must lie where it can be written, and {above} is read-only; name another place")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, maker: str) -> Any:
+    """Read a JSON file; `maker` is the command that writes it, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `{maker}` makes it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); make it again with `{maker}`") from error
+
+
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Record the SHA-256 of the files `names` of `folder`, paths relative to it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.txt").write_text("whole")
+        >>> write_checksums(folder, ["a.txt"])
+        >>> check_checksums(folder)
+        >>> _ = (folder / "a.txt").write_text("wholf")
+        >>> check_checksums(folder)
+        Traceback (most recent call last):
+        ...
+        ValueError: .../a.txt is truncated or altered: it is not the file that was written
+    """
+    lines = "".join(f"{_sha256(folder / name)}  {name}\n" for name in sorted(names))
+    with new_file(folder / CHECKSUMS) as temporary:
+        temporary.write_text(lines, encoding="utf-8")
+
+
+def check_checksums(folder: Path) -> None:
+    """Compare the files of `folder` with its SHA256SUMS; a folder without one passes.
+
+    Raises:
+        ValueError: a file is missing, truncated or altered.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        wanted, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
+        if _sha256(folder / name) != wanted:
+            raise ValueError(f"{folder / name} is truncated or altered: it is not the file that was written")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,35 @@
+//! The only modules that know Python: borrow, detach, convert.
+
+mod advantage;
+mod beam;
+mod calibration;
+mod packing;
+mod trie;
+
+use pyo3::exceptions::{PyMemoryError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::Error;
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
+            _ => PyValueError::new_err(error.to_string()),
+        }
+    }
+}
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::advantage::{group_advantages_f32, group_advantages_f64};
+    #[pymodule_export]
+    use super::beam::{beam_step_f32, beam_step_f64};
+    #[pymodule_export]
+    use super::calibration::calibration_bins;
+    #[pymodule_export]
+    use super::packing::pack_prefixes;
+    #[pymodule_export]
+    use super::trie::PySidTrie;
+}

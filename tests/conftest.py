@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data-dir", type=Path, default=None, help="folder of the real data sets")
+
+
+@pytest.fixture(scope="session")
+def data_dir(request):
+    """Folder of the real data sets; a test that asks for it is marked `data`."""
+    folder = request.config.getoption("--data-dir")
+    if folder is None:
+        pytest.skip("needs the real data sets: give their folder with --data-dir")
+    if not folder.is_dir():
+        pytest.fail(f"--data-dir {folder} does not exist")
+    return folder
