@@ -1,0 +1,292 @@
+"""Vocabulary, the one prompt builder, and the model's forward pass on packed trees.
+
+A history becomes tokens in one way for fine-tuning, reinforcement learning, evaluation and `recommend`::
+
+    prompt(history) = prefix · (sid · separator) for every item, oldest first
+    answer          = sid
+    confidence      = answer · suffix, read at the last suffix token: σ(z_positive − z_negative)
+
+so a fine-tuning row `prefix · (sid · separator)…` holds the exact prompt of every one of its items.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ugr_fast.trie import SidTrie
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ugr_fast.packing import Packed
+
+CONFIDENCE_SUFFIX = " Confidence scores:"  # the text of UGR's released code
+POSITIVE, NEGATIVE = " correct", " wrong"
+NUM_RESERVED = 5  # pad, start, confidence, positive, negative of a vocabulary made from scratch
+
+
+@dataclass(frozen=True)
+class SidVocabulary:
+    """Where semantic IDs and the fixed texts live among a model's tokens.
+
+    Args:
+        level_sizes: codes per level.
+        base: token of code 0 of level 0; levels follow one another.
+        prefix: tokens before a history.
+        separator: tokens after every item of a history.
+        suffix: tokens between an answer and its confidence; at least one.
+        positive: token whose logit says *correct*.
+        negative: token whose logit says *wrong*.
+        pad: token that fills rows; never attended.
+        size: rows of the embedding table.
+
+    Example:
+        >>> vocabulary = SidVocabulary.from_scratch((2, 3))
+        >>> vocabulary.encode([[1, 2]]).tolist()
+        [[6, 9]]
+        >>> vocabulary.sid_range, vocabulary.size
+        ((5, 10), 10)
+    """
+
+    level_sizes: tuple[int, ...]
+    base: int
+    prefix: tuple[int, ...]
+    separator: tuple[int, ...]
+    suffix: tuple[int, ...]
+    positive: int
+    negative: int
+    pad: int
+    size: int
+
+    @classmethod
+    def from_scratch(cls, level_sizes: Sequence[int]) -> SidVocabulary:
+        """Return the vocabulary of a model that knows semantic IDs and nothing else."""
+        sizes = tuple(int(size) for size in level_sizes)
+        return cls(
+            level_sizes=sizes,
+            base=NUM_RESERVED,
+            prefix=(1,),
+            separator=(),
+            suffix=(2,),
+            positive=3,
+            negative=4,
+            pad=0,
+            size=NUM_RESERVED + sum(sizes),
+        )
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, level_sizes: Sequence[int]) -> SidVocabulary:
+        """Add semantic-ID and confidence tokens to a language model's `tokenizer`, in place.
+
+        Args:
+            tokenizer: a transformers tokenizer; it gains `<a_0>`, `<a_1>`, …, `<b_0>`, …, `<positive>`, `<negative>`.
+            level_sizes: codes per level.
+
+        Returns:
+            The vocabulary; `size` counts the added tokens.
+        """
+        sizes = tuple(int(size) for size in level_sizes)
+        base = len(tokenizer)
+        names = [f"<{chr(97 + level)}_{code}>" for level, size in enumerate(sizes) for code in range(size)]
+        added = tokenizer.add_tokens([*names, "<positive>", "<negative>"])
+        if added != len(names) + 2:
+            raise ValueError(
+                f"`tokenizer` must not hold semantic-ID tokens yet; {len(names) + 2 - added} of them are there "
+                "already. Start from the language model's own tokenizer"
+            )
+
+        def text(words: str) -> tuple[int, ...]:
+            return tuple(tokenizer(words, add_special_tokens=False)["input_ids"])
+
+        start = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return cls(
+            level_sizes=sizes,
+            base=base,
+            prefix=start + text("Items a user chose, oldest first:"),
+            separator=text(","),
+            suffix=text(CONFIDENCE_SUFFIX),
+            positive=base + len(names),
+            negative=base + len(names) + 1,
+            pad=pad if pad is not None else 0,
+            size=len(tokenizer),
+        )
+
+    @property
+    def sid_range(self) -> tuple[int, int]:
+        """First semantic-ID token and one past the last."""
+        return self.base, self.base + sum(self.level_sizes)
+
+    def encode(self, codes: Any) -> np.ndarray:
+        """Return the tokens (N, L) of `codes` (N, L); each level has its own tokens, −1 (no such level) stays −1."""
+        codes = np.asarray(codes, dtype=np.int64)
+        sizes = np.asarray(self.level_sizes)
+        if codes.ndim != 2 or codes.shape[1] != len(sizes):
+            raise ValueError(f"`codes` must have shape (N, {len(sizes)}), got {codes.shape}")
+        if (codes < -1).any() or (codes >= sizes).any():
+            row, level = np.argwhere((codes < -1) | (codes >= sizes))[0]
+            raise ValueError(
+                f"`codes` of level {level} must be in [0, {sizes[level]}), or −1 for none, "
+                f"got {codes[row, level]} for item {row}"
+            )
+        firsts = self.base + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return np.where(codes < 0, -1, codes + firsts)
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> SidVocabulary:
+        """Read what `save` wrote."""
+        fields: dict[str, Any] = json.loads(path.read_text())
+        named: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**named)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items as tokens: the prompt builder and the trie that recommendations come from.
+
+    Args:
+        vocabulary: where tokens live.
+        item_tokens: (num_items, L), row i is item i, right-padded with −1.
+        trie: the semantic IDs of all items.
+
+    Example:
+        >>> catalogue = Catalogue.build(SidVocabulary.from_scratch((2, 3)), [[0, 1], [1, 2]])
+        >>> catalogue.prompt([1, 0])
+        [1, 6, 9, 5, 8]
+    """
+
+    vocabulary: SidVocabulary
+    item_tokens: np.ndarray
+    trie: SidTrie
+
+    @classmethod
+    def build(cls, vocabulary: SidVocabulary, codes: Any) -> Catalogue:
+        """Return the catalogue of items whose codes are the rows of `codes` (num_items, L)."""
+        tokens = vocabulary.encode(codes)
+        return cls(vocabulary, tokens, SidTrie.build(tokens))
+
+    @property
+    def depth(self) -> int:
+        """Tokens per semantic ID."""
+        return int(self.item_tokens.shape[1])
+
+    def prompt(self, history: Sequence[int] | np.ndarray) -> list[int]:
+        """Return the tokens that stand for `history`, item numbers from oldest to newest."""
+        items = np.asarray(history, dtype=np.int64)
+        num_items = len(self.item_tokens)
+        if items.ndim != 1 or len(items) == 0:
+            raise ValueError(f"`history` must name at least one item, got shape {items.shape}")
+        if (items < 0).any() or (items >= num_items).any():
+            bad = items[(items < 0) | (items >= num_items)][0]
+            raise ValueError(f"`history` must hold item numbers in [0, {num_items}), got {bad}")
+        separator = np.broadcast_to(
+            np.asarray(self.vocabulary.separator, dtype=np.int64),
+            (len(items), len(self.vocabulary.separator)),
+        )
+        body = np.concatenate([self.item_tokens[items], separator], axis=1)  # (n, L + S)
+        return [*self.vocabulary.prefix, *body[body >= 0].tolist()]
+
+    def target_positions(self, history: np.ndarray, first: int) -> np.ndarray:
+        """Return where, in `prompt(history)`, the tokens of the items from number `first` on stand."""
+        lengths = (self.item_tokens[history] >= 0).sum(1)  # (n,)
+        starts = len(self.vocabulary.prefix) + np.concatenate(
+            [[0], np.cumsum(lengths + len(self.vocabulary.separator))[:-1]]
+        )
+        within = np.arange(self.depth)
+        positions = starts[first:, None] + within  # (n - first, L)
+        real: np.ndarray = positions[within < lengths[first:, None]]
+        return real
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `rows` as one left-padded tensor (B, P) and its attention mask (B, P) of 0 and 1.
+
+    Example:
+        >>> ids, mask = pad_left([[7], [8, 9]], pad=0)
+        >>> ids.tolist(), mask.tolist()
+        ([[0, 7], [8, 9]], [[0, 1], [1, 1]])
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    return ids, mask
+
+
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the (B, 1, Q, K) float mask that every attention path of transformers understands.
+
+    Args:
+        allowed: (B, Q, K) bool, True where query q may attend to key k; every query needs one True.
+        dtype: dtype of the hidden states.
+    """
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def hidden_states(
+    model: Any, tokens: torch.Tensor, allowed: torch.Tensor, positions: torch.Tensor, cache: Any = None
+) -> torch.Tensor:
+    """Run the decoder under an explicit attention pattern and return its last hidden states.
+
+    Args:
+        model: a causal language model of transformers (or peft around one) that takes 4-D masks.
+        tokens: (B, Q) new tokens.
+        allowed: (B, Q, K) bool over cached and new tokens.
+        positions: (B, Q).
+        cache: a transformers cache, extended in place; None for a pass without one.
+
+    Returns:
+        (B, Q, D), before the language-model head.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = getattr(causal, causal.base_model_prefix)
+    output = decoder(
+        input_ids=tokens,
+        attention_mask=additive_mask(allowed, next(decoder.parameters()).dtype),
+        position_ids=positions,
+        use_cache=cache is not None,
+        **({} if cache is None else {_cache_argument(decoder): cache}),
+    )
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _cache_argument(decoder: Any) -> str:
+    """Return the name under which `decoder` takes a cache: transformers 5.24 renamed `past_key_values`."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+
+
+def packed_hidden_states(model: Any, packed: Packed) -> torch.Tensor:
+    """Run `model` once over packed trees: (B, T, D), token j attending to i exactly when i <= j < exit[i]."""
+    device = next(model.parameters()).device
+    tokens, positions, exits = (
+        torch.from_numpy(array).to(device) for array in (packed.tokens, packed.position, packed.exit)
+    )
+    index = torch.arange(tokens.shape[1], device=device)
+    allowed = (index[:, None] >= index) & (index[:, None] < exits[:, None, :])  # (B, T, T)
+    return hidden_states(model, tokens, allowed, positions)
+
+
+def confidence_logit(model: Any, hidden: torch.Tensor, vocabulary: SidVocabulary) -> torch.Tensor:
+    """Return z_positive − z_negative of hidden states (…, D): the logit of the confidence."""
+    head = model.get_output_embeddings()
+    rows = head.weight[[vocabulary.positive, vocabulary.negative]]  # (2, D)
+    logits = torch.nn.functional.linear(hidden, rows)
+    if getattr(head, "bias", None) is not None:
+        logits = logits + head.bias[[vocabulary.positive, vocabulary.negative]]
+    return logits[..., 0] - logits[..., 1]

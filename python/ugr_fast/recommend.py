@@ -1,0 +1,251 @@
+"""Histories in, ranked items with scores and confidences out: for users, for evaluation, for validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ugr_fast import metrics
+from ugr_fast.decode import Normalize, beam_search
+from ugr_fast.model import Catalogue, pad_left
+from ugr_fast.progress import bar
+from ugr_fast.run import Run, choose_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ugr_fast.data import Rows
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The beams of N histories, best first.
+
+    Attributes:
+        tokens: (N, K, L) int64, −1 where absent.
+        scores: (N, K) sums of token log-probs, −inf where absent.
+        confidence: (N, K) in [0, 1], NaN where absent.
+        items: (N, K) int64 item-level ranking: all items of a SID, ascending id, at the SID's rank; −1 where absent.
+    """
+
+    tokens: np.ndarray
+    scores: np.ndarray
+    confidence: np.ndarray
+    items: np.ndarray
+
+
+def rank(
+    model: Any,
+    catalogue: Catalogue,
+    histories: Sequence[Sequence[int] | np.ndarray],
+    *,
+    num_beams: int,
+    normalize: Normalize = "full",
+    batch_size: int = 64,
+    description: str | None = None,
+) -> Ranking:
+    """Recommend for every history by constrained beam search.
+
+    Args:
+        model: causal language model in eval mode.
+        catalogue: items, tokens and trie.
+        histories: N non-empty lists of item numbers, oldest first.
+        num_beams: K, also the length of the item ranking.
+        normalize: see `decode.beam_search`.
+        batch_size: prompts per forward pass; histories of like length are batched together.
+        description: label of a progress bar; none if None.
+
+    Returns:
+        The ranking, rows in the order of `histories`.
+    """
+    prompts = [catalogue.prompt(history) for history in histories]
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    shape = (len(prompts), num_beams)
+    ranking = Ranking(
+        tokens=np.full((*shape, catalogue.depth), -1, dtype=np.int64),
+        scores=np.full(shape, -np.inf, dtype=np.float32),
+        confidence=np.full(shape, np.nan, dtype=np.float32),
+        items=np.full(shape, -1, dtype=np.int64),
+    )
+    with bar(description or "", len(prompts)) if description else _silent() as advance:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize)
+            advance(len(rows))
+    return ranking
+
+
+class _silent:  # noqa: N801  (reads as a function where it is used)
+    def __enter__(self) -> Any:
+        return lambda *_args, **_fields: None
+
+    def __exit__(self, *_error: object) -> None:
+        return None
+
+
+def _rank_batch(
+    model: Any,
+    catalogue: Catalogue,
+    prompts: list[list[int]],
+    rows: list[int],
+    out: Ranking,
+    normalize: Normalize,
+) -> None:
+    ids, mask = pad_left(prompts, catalogue.vocabulary.pad)
+    beams = beam_search(
+        model,
+        ids,
+        mask,
+        catalogue.trie,
+        num_beams=out.scores.shape[1],
+        normalize=normalize,
+        vocabulary=catalogue.vocabulary,
+        confidence=True,
+    )
+    assert beams.confidence is not None
+    out.tokens[rows] = beams.tokens.numpy()
+    out.scores[rows] = beams.scores.numpy()
+    out.confidence[rows] = beams.confidence.float().numpy()
+    out.items[rows] = beams.expand_items(catalogue.trie, out.items.shape[1]).numpy()
+
+
+def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> np.ndarray:
+    """Return (N, K) bool: the beam is the semantic ID of the target item (N,)."""
+    wanted = catalogue.item_tokens[targets]  # (N, L)
+    hits: np.ndarray = (ranking.tokens == wanted[:, None, :]).all(2)
+    return hits
+
+
+def ranking_metrics(
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10)
+) -> dict[str, float]:
+    """Return HR and NDCG at item level (`hr@10`, `ndcg@10`) and at SID level (`sid_hr@10`, …), averaged over rows.
+
+    The two differ only where several items share a semantic ID.
+    """
+    values: dict[str, float] = {}
+    sid_rank = np.where(hits_at_sid(ranking, catalogue, targets), 0, 1)  # a target id of 0 is a hit
+    for k in ks:
+        if k > ranking.items.shape[1]:
+            continue
+        values[f"hr@{k}"] = float(metrics.recall_at(ranking.items, targets, k).mean())
+        values[f"ndcg@{k}"] = float(metrics.ndcg_at(ranking.items, targets, k).mean())
+        nothing = np.zeros(len(targets), dtype=np.int64)
+        values[f"sid_hr@{k}"] = float(metrics.recall_at(sid_rank, nothing, k).mean())
+        values[f"sid_ndcg@{k}"] = float(metrics.ndcg_at(sid_rank, nothing, k).mean())
+    return values
+
+
+def sample_rows(rows: Rows, count: int, seed: int) -> Rows:
+    """Return `count` rows drawn without replacement; all of them for 0 or where there are no more."""
+    if count == 0 or count >= len(rows):
+        return rows
+    return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
+
+
+def validation_metrics(
+    model: Any, catalogue: Catalogue, rows: Rows, num_beams: int, normalize: Normalize = "full"
+) -> dict[str, float]:
+    """Return the ranking metrics of `rows` and the AUROC of the top recommendation's confidence against its hit."""
+    ranking = rank(
+        model,
+        catalogue,
+        [rows.history(row) for row in range(len(rows))],
+        num_beams=num_beams,
+        normalize=normalize,
+        description="validating",
+    )
+    values = ranking_metrics(ranking, catalogue, rows.item)
+    hits = hits_at_sid(ranking, catalogue, rows.item)
+    values["confidence_auroc"] = metrics.auroc(ranking.confidence[:, 0], hits[:, 0])
+    values["likelihood_auroc"] = metrics.auroc(np.exp(ranking.scores[:, 0]), hits[:, 0])
+    return values
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item."""
+
+    item: int
+    id: str
+    title: str
+    score: float
+    confidence: float
+
+
+class Recommender:
+    """A trained run, ready to answer.
+
+    Example:
+        recommender = Recommender.load("runs/demo/rl")
+        for found in recommender(["Heat (1995)", "Casino (1995)"], k=5):
+            print(f"{found.confidence:.0%} {found.title}")
+    """
+
+    def __init__(
+        self, model: Any, catalogue: Catalogue, titles: list[str], ids: list[str], history_length: int
+    ) -> None:
+        self.model = model
+        self.catalogue = catalogue
+        self.titles = titles
+        self.ids = ids
+        self.history_length = history_length
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto") -> Recommender:
+        """Load the best checkpoint of a run directory.
+
+        Raises:
+            FileNotFoundError: there is no run, or it has no checkpoint.
+            ValueError: one of its files is truncated or altered.
+        """
+        opened = Run.open(Path(run))
+        titles, ids = opened.load_items()
+        model = opened.load_model(choose_device(device))
+        return cls(model, opened.load_catalogue(), titles, ids, opened.config["settings"]["history"])
+
+    def find(self, name: str) -> int:
+        """Return the item number of a title, an original id or, after '#', a number; case does not matter.
+
+        Raises:
+            ValueError: no item, or several, go by that name.
+        """
+        name = name.strip()
+        if name.startswith("#") and name[1:].isdigit() and int(name[1:]) < len(self.ids):
+            return int(name[1:])
+        for names in (self.ids, self.titles):
+            found = [item for item, known in enumerate(names) if known.lower() == name.lower()]
+            if len(found) == 1:
+                return found[0]
+        found = [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ValueError(f"`history` names {name!r}, and no item of the catalogue has that title or id")
+        some = "; ".join(self.titles[item] for item in found[:4])
+        raise ValueError(f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id")
+
+    def __call__(self, history: Sequence[int | str], k: int = 10, num_beams: int | None = None) -> list[Recommendation]:
+        """Recommend `k` items after `history`, oldest first; item numbers, titles or ids."""
+        if not history:
+            raise ValueError("`history` must name at least one item")
+        items = [item if isinstance(item, int) else self.find(item) for item in history]
+        width = max(k, num_beams or k)
+        ranking = rank(self.model, self.catalogue, [items[-self.history_length :]], num_beams=width)
+        sid_of = {int(item): beam for beam in range(width) for item in self._items_at(ranking.tokens[0, beam])}
+        return [self._describe(int(item), ranking, sid_of[int(item)]) for item in ranking.items[0, :k] if item >= 0]
+
+    def _items_at(self, sid: np.ndarray) -> np.ndarray:
+        return self.catalogue.trie.items_at(sid) if sid[0] >= 0 else np.empty(0, dtype=np.int64)
+
+    def _describe(self, item: int, ranking: Ranking, beam: int) -> Recommendation:
+        return Recommendation(
+            item=item,
+            id=self.ids[item],
+            title=self.titles[item],
+            score=float(ranking.scores[0, beam]),
+            confidence=float(ranking.confidence[0, beam]),
+        )

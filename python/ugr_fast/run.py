@@ -1,0 +1,485 @@
+"""A run directory: what was asked for, on what, what happened, and checkpoints to go on from.
+
+::
+
+    RUN/
+      config.json         command, settings, environment (seed, threads, device, versions)
+      vocabulary.json     where tokens live
+      codes.safetensors   the semantic ID of every item
+      items.json          titles and original ids
+      SHA256SUMS          of the four files above that do not change
+      checkpoints/
+        step-00000120/    model/ (config.json, model.safetensors), state.safetensors, state.json, SHA256SUMS
+      metrics.jsonl       one line per logged step
+      best.json           the step that was best on valid, and its metrics
+      eval-test.json      what `ugr-fast eval` found
+
+Repeating a command on its own run directory resumes it; a directory that holds another run is refused. Checkpoints are
+whole or absent, and an altered file is refused. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch.optim import Optimizer
+
+from ugr_fast.configs import check
+from ugr_fast.files import (
+    CHECKSUMS,
+    check_checksums,
+    check_place,
+    new_file,
+    new_folder,
+    read_json,
+    write_checksums,
+    write_json,
+    writing,
+)
+from ugr_fast.model import Catalogue, SidVocabulary
+
+_CATALOGUE = ("vocabulary.json", "codes.safetensors", "items.json")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries that draw from the global generator)
+    torch.manual_seed(seed)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the torch device that "auto", "cpu", "cuda" or "cuda:1" names.
+
+    Raises:
+        ValueError: another name, or a GPU that is not there.
+    """
+    if device in ("auto", "cpu"):
+        return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(f"`device` {device!r} is not available here; use cpu or auto")
+    return torch.device(device)
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch use `num_threads` threads; 0 keeps its own choice."""
+    if num_threads < 0:
+        raise ValueError(f"`threads` must be 0 (torch's choice) or more, got {num_threads}")
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what besides the settings may change a result."""
+    return {
+        "ugr_fast": version("ugr-fast"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "attention": "sdpa",
+    }
+
+
+def make_optimizers(model: Any, lr: float, weight_decay: float, muon_lr: float = 0.0) -> list[Optimizer]:
+    """Return AdamW for all trainable weights or, with `muon_lr`, Muon for the matrices inside the layers.
+
+    AdamW decays matrices and leaves vectors alone. Embeddings and head always take AdamW.
+
+    Source:
+        Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
+    """
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner = [p for p in trained if muon_lr and p.ndim == 2 and id(p) not in tables]
+    taken = {id(p) for p in inner}
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1 and id(p) not in taken], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def schedule(optimizers: list[Optimizer], progress: float) -> None:
+    """Set learning rates for `progress` in [0, 1]: linear warm-up over 5%, then cosine to 5% of each peak."""
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    factor = min(1.0, (progress + 1e-4) / 0.05) * (0.05 + 0.95 * cosine)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def descend(model: Any, optimizers: list[Optimizer], clip_grad: float) -> float:
+    """Clip the gradient, take one step, clear the gradient, and return its norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad).item()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return norm
+
+
+class Run:
+    """One run directory. Make it with `create` or open it with `open`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, command: str, settings: Any, device: torch.device) -> Run:
+        """Start a run, or take up the one that the same command and settings started.
+
+        Raises:
+            ValueError: a setting is out of range.
+            FileExistsError: the folder holds something else.
+            OSError: it cannot be made or written.
+        """
+        check(settings)
+        run = cls(Path(folder))
+        config = {"command": command, "settings": _plain(settings), "environment": environment(device)}
+        config = json.loads(json.dumps(config))
+        path = run.folder / "config.json"
+        check_place(run.folder)
+        if path.is_file():
+            run._check_same(config, cls.open(folder).config)
+            return run
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise FileExistsError(f"`out` must be a new folder or a run to resume, and {folder} is neither")
+        _make_folder(run.folder, config)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run to read it.
+
+        Raises:
+            FileNotFoundError: there is no run.
+            ValueError: what describes it is truncated or altered.
+        """
+        run = cls(Path(folder))
+        config = run.config
+        if not isinstance(config, dict) or not {"command", "settings", "environment"} <= config.keys():
+            raise ValueError(f"{run.folder / 'config.json'} does not describe a run; name one that `ugr-fast sft` made")
+        with _altered("make the run again"):
+            check_checksums(run.folder)
+        return run
+
+    def _check_same(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+        for part in ("command", "settings", "environment"):
+            if wanted[part] == found.get(part):
+                continue
+            before = found.get(part, {})
+            names = (
+                [key for key in wanted[part] if not isinstance(before, dict) or wanted[part][key] != before.get(key)]
+                if isinstance(wanted[part], dict)
+                else []
+            )
+            detail = ", ".join(f"{name} {before.get(name)!r} -> {wanted[part][name]!r}" for name in names)
+            raise FileExistsError(
+                f"`out` {self.folder} holds another run ({part}: {detail or before}); choose another `out`, "
+                "or repeat the command that started it to resume"
+            )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `create` wrote."""
+        return read_json(self.folder / "config.json", "ugr-fast sft")  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------------------------------- catalogue
+
+    def save_catalogue(self, vocabulary: SidVocabulary, codes: np.ndarray, titles: list[str], ids: list[str]) -> None:
+        """Keep everything that turns items into tokens and back.
+
+        Raises:
+            FileExistsError: the run was started with another catalogue.
+        """
+        codes = np.ascontiguousarray(codes, dtype=np.int32)
+        if (self.folder / CHECKSUMS).exists():
+            if not np.array_equal(codes, self.load_codes()) or (titles, ids) != self.load_items():
+                raise FileExistsError(
+                    f"`out` {self.folder} was started with other semantic IDs or items; choose another `out`"
+                )
+            return
+        with new_file(self.folder / "vocabulary.json") as path:
+            vocabulary.save(path)
+        with new_file(self.folder / "codes.safetensors") as path:
+            save_arrays({"codes": codes}, path)
+        write_json(self.folder / "items.json", {"titles": titles, "ids": ids})
+        write_checksums(self.folder, ("config.json", *_CATALOGUE))
+
+    def load_catalogue(self) -> Catalogue:
+        """Return the catalogue that `save_catalogue` kept.
+
+        Raises:
+            ValueError: one of its files is missing, truncated or altered.
+        """
+        path = self.folder / "vocabulary.json"
+        try:
+            vocabulary = SidVocabulary.load(path)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is missing, truncated or altered ({error}); make the run again") from error
+        return Catalogue.build(vocabulary, self.load_codes())
+
+    def load_codes(self) -> np.ndarray:
+        """Return the codes (num_items, L)."""
+        path = self.folder / "codes.safetensors"
+        try:
+            return load_arrays(path)["codes"].astype(np.int64)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is missing, truncated or altered ({error}); make the run again") from error
+
+    def check_items(self, ids: list[str]) -> None:
+        """Refuse a data folder whose items are not those that the run was trained on.
+
+        Args:
+            ids: original ids, by item number.
+
+        Raises:
+            ValueError: they differ in number or in any place.
+        """
+        known = self.load_items()[1]
+        if len(ids) != len(known):
+            raise ValueError(f"`data` has {len(ids)} items, and run {self.folder} was trained on {len(known)}")
+        for item, (given, wanted) in enumerate(zip(ids, known, strict=True)):
+            if given != wanted:
+                raise ValueError(
+                    f"`data` has {given!r} as item {item}, and run {self.folder} was trained on {wanted!r} there; "
+                    "use the data folder of the run"
+                )
+
+    def load_items(self) -> tuple[list[str], list[str]]:
+        """Return titles and original ids, by item number."""
+        path = self.folder / "items.json"
+        items = read_json(path, "ugr-fast sft")
+        try:
+            return items["titles"], items["ids"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not hold titles and ids; make the run again") from error
+
+    # --------------------------------------------------------------------------------------------- metrics
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = []
+        for index, line in enumerate(lines):
+            try:
+                kept.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if index < len(lines) - 1:
+                    raise ValueError(f"{path} is not JSON in line {index + 1}: {error}") from error
+        return kept
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metrics of steps that will run again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with new_file(self.folder / "metrics.jsonl") as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of `step` lies."""
+        return self.folder / "checkpoints" / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, ascending."""
+        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
+
+    def save_checkpoint(
+        self, step: int, model: Any, optimizers: list[Optimizer], state: dict[str, Any], best: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint, whole or not at all, and remove those that are neither the last nor the best.
+
+        Args:
+            step: optimiser steps so far.
+            model: saved in the format of transformers.
+            optimizers: their state is saved as tensors by name.
+            state: JSON values that the loop needs to go on.
+            best: the step that is best on valid so far, as "step", and its metrics.
+        """
+        target = self.checkpoint(step)
+        if not target.exists():
+            with new_folder(target) as folder:
+                with _no_bars():
+                    model.save_pretrained(folder / "model")
+                save_tensors(_state_tensors(optimizers), folder / "state.safetensors")
+                write_json(folder / "state.json", {**state, "step": step, "best": best})
+                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+                write_checksums(folder, files)
+        write_json(self.folder / "best.json", best)
+        for old in self.steps():
+            if old not in (step, best["step"]):
+                shutil.rmtree(self.checkpoint(old))
+
+    def resume(self, model: Any, optimizers: list[Optimizer]) -> dict[str, Any] | None:
+        """Load the newest checkpoint into `model` and `optimizers`; None if there is none.
+
+        Raises:
+            ValueError: the checkpoint was truncated or altered.
+        """
+        steps = self.steps()
+        if not steps:
+            self._forget_after(-1)
+            (self.folder / "best.json").unlink(missing_ok=True)
+            return None
+        folder = self.checkpoint(steps[-1])
+        with _altered(f"remove {folder} to go on from what came before it"):
+            check_checksums(folder)
+            state: dict[str, Any] = read_json(folder / "state.json", "ugr-fast sft")
+            weights = load_tensors(folder / "model" / "model.safetensors")
+            tensors = load_tensors(folder / "state.safetensors")
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+            _restore_tensors(optimizers, tensors)
+        if unexpected or any(key != "lm_head.weight" for key in missing):
+            raise ValueError(f"checkpoint {folder} belongs to another model; remove it or choose another `out`")
+        self._forget_after(state["step"])
+        write_json(self.folder / "best.json", state["best"])
+        return state
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the step that was best on valid, and its metrics; None before the first validation."""
+        path = self.folder / "best.json"
+        return read_json(path, "ugr-fast sft") if path.exists() else None
+
+    def load_model(self, device: torch.device, which: str = "best") -> Any:
+        """Load the model of the best or the last checkpoint, in eval mode.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+            ValueError: its files are truncated or altered.
+        """
+        steps = self.steps()
+        if not steps:
+            raise FileNotFoundError(f"run {self.folder} has no checkpoint yet; let its training command finish")
+        best = self.best()
+        step = best["step"] if which == "best" and best and best["step"] in steps else steps[-1]
+        with _altered(f"remove {self.checkpoint(step)}, or repeat the command that made the run"):
+            check_checksums(self.checkpoint(step))
+        return load_model(self.checkpoint(step) / "model", device)
+
+
+def _make_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make `folder` with its config.json, or leave nothing."""
+    new = not folder.exists()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        write_json(folder / "config.json", config)
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+
+
+def load_model(folder: Path, device: torch.device) -> Any:
+    """Load a causal language model from a local folder, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: its files are truncated or altered.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"`model` must be a local folder with config.json and weights, and {folder} is not one")
+    try:
+        with _no_bars():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"model {folder} is truncated or altered ({_first_line(error)}); make it again") from error
+    return model.to(device).eval()
+
+
+@contextmanager
+def _altered(remedy: str) -> Iterator[None]:
+    """Say of any error in reading a checkpoint what to do about it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{_first_line(error)}; {remedy}") from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Silence the bars of transformers, which are over before one can read them."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Return a settings dataclass as JSON values, without the folder that the run itself lies in."""
+    values = dataclasses.asdict(settings)
+    return {
+        key: os.fspath(value) if isinstance(value, Path) else value for key, value in values.items() if key != "out"
+    }
+
+
+def _state_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
+    """Return the state of optimisers and random generators by name."""
+    tensors = {"rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda.{gpu}": state for gpu, state in enumerate(torch.cuda.get_rng_state_all())}
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                tensors[f"optimizer.{number}.{index}.{name}"] = torch.as_tensor(value).contiguous()
+    return tensors
+
+
+def _restore_tensors(optimizers: list[Optimizer], tensors: dict[str, torch.Tensor]) -> None:
+    for number, optimizer in enumerate(optimizers):
+        restored: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer.{number}."):
+                _, _, index, name = key.split(".", 3)
+                restored.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+    torch.set_rng_state(tensors["rng"])
+    for gpu in range(torch.cuda.device_count()):
+        if f"rng.cuda.{gpu}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"rng.cuda.{gpu}"], gpu)

@@ -1,0 +1,263 @@
+"""Supervised fine-tuning on whole user sequences.
+
+Every item of a sequence but its first is a target, and a history is computed once for all its targets, not once for
+each: a window of n items costs one row where the usual (history → target) rows cost n − 1. Windows hold at most
+`history + 1` items, so no target sees more than evaluation shows it; their cuts are drawn anew each epoch.
+
+Departures from UGR's released code: it fine-tunes one row per target, pads to the longest, and pairs semantic IDs with
+item texts in extra tasks; ours trains on sequences of semantic IDs alone.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.nn.functional import cross_entropy, dropout
+
+from ugr_fast import data, sids
+from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.progress import bar, say
+from ugr_fast.recommend import sample_rows, validation_metrics
+from ugr_fast.run import (
+    Run,
+    choose_device,
+    descend,
+    load_model,
+    make_optimizers,
+    schedule,
+    seed_everything,
+    set_threads,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ugr_fast.configs import SftConfig
+
+IGNORE = -100  # the target that cross_entropy leaves out
+
+
+def train(config: SftConfig) -> dict[str, Any]:
+    """Fine-tune as `config` says and return the best validation metrics.
+
+    Raises:
+        ValueError: settings, data or codes that do not fit together.
+        FileExistsError: `out` holds another run.
+    """
+    set_threads(config.threads)
+    device = choose_device(config.device)
+    dataset = data.load(config.data)
+    codes = sids.load_codes(config.sids)
+    if len(codes) != dataset.num_items:
+        raise ValueError(
+            f"`sids` has codes for {len(codes)} items, and `data` has {dataset.num_items}; make them again"
+        )
+    run = Run.create(config.out, "sft", config, device)
+    seed_everything(config.seed)
+    model, vocabulary = start_model(config, codes)
+    model.to(device)
+    run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
+    catalogue = Catalogue.build(vocabulary, codes)
+    optimizers = make_optimizers(model, *learning_rates(config))
+    state = run.resume(model, optimizers) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
+    valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
+    sequences = data.sequences(dataset.train)
+    say(f"sft: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(sequences)} sequences")
+    while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
+        state = _epoch(config, run, model, optimizers, catalogue, sequences, state)
+        if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
+            state = _validate(config, run, model, optimizers, catalogue, valid, state)
+    return run.best() or {}
+
+
+def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabulary]:
+    """Return the model to train and its vocabulary: a small decoder, or `config.model` with tokens added."""
+    sizes = [int(size) for size in codes.max(0) + 1]
+    if config.model is None:
+        vocabulary = SidVocabulary.from_scratch(sizes)
+        model = small_decoder(config, vocabulary)
+        add_dropout(model, config.dropout)
+        return model, vocabulary
+    model = load_model(config.model, torch.device("cpu"))
+    vocabulary = SidVocabulary.from_tokenizer(_load_tokenizer(config.model), sizes)
+    add_tokens(model, vocabulary, config.model)
+    return model, vocabulary
+
+
+def small_decoder(config: SftConfig, vocabulary: SidVocabulary) -> Any:
+    """Return a decoder of the Qwen3 architecture with random weights, made for `vocabulary`."""
+    if config.hidden % (2 * config.heads):
+        raise ValueError(
+            f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
+        )
+    stride = len(vocabulary.level_sizes) + len(vocabulary.separator)
+    settings = transformers.Qwen3Config(
+        vocab_size=vocabulary.size,
+        hidden_size=config.hidden,
+        intermediate_size=2 * config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.hidden // config.heads,
+        max_position_embeddings=max(512, (config.history + 2) * stride),
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=vocabulary.pad,
+        dtype="float32",
+    )
+    return transformers.Qwen3ForCausalLM(settings)
+
+
+def add_dropout(model: Any, rate: float) -> None:
+    """Drop out embeddings and what every attention and MLP adds to the residual stream, in train mode only."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {rate}")
+
+    def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return dropout(output, rate, module.training)
+
+    decoder = getattr(model, model.base_model_prefix)
+    decoder.embed_tokens.register_forward_hook(hook)
+    for layer in decoder.layers:
+        layer.self_attn.o_proj.register_forward_hook(hook)
+        layer.mlp.register_forward_hook(hook)
+
+
+def add_tokens(model: Any, vocabulary: SidVocabulary, folder: Path) -> None:
+    """Grow a language model's embeddings for `vocabulary`; the confidence rows start from " correct" and " wrong"."""
+    model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
+    tokenizer = _load_tokenizer(folder)
+    tables = {id(table): table for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for token, words in ((vocabulary.positive, " correct"), (vocabulary.negative, " wrong")):
+            ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+            for table in tables.values():
+                table.weight[token] = table.weight[ids].mean(0)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model` {folder} must hold a tokenizer ({str(error).splitlines()[0]})") from error
+
+
+def learning_rates(config: SftConfig) -> tuple[float, float, float]:
+    """Return AdamW's learning rate, the weight decay and Muon's learning rate, by what is trained."""
+    small = config.model is None
+    lr = (2e-3 if small else 2e-4) if config.lr is None else config.lr
+    muon_lr = (0.02 if small else 0.0) if config.muon_lr is None else config.muon_lr
+    return lr, config.weight_decay, muon_lr
+
+
+def collate(catalogue: Catalogue, windows: data.Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return right-padded tokens (B, T) of the windows at `rows`, and targets (B, T): IGNORE where there is no loss.
+
+    Position t of the targets is the token after position t.
+    """
+    histories = [windows.items[windows.offsets[row] : windows.offsets[row + 1]] for row in rows]
+    prompts = [catalogue.prompt(history) for history in histories]
+    width = max(len(prompt) for prompt in prompts)
+    tokens = np.full((len(rows), width), catalogue.vocabulary.pad, dtype=np.int64)
+    targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
+    for index, (row, prompt, history) in enumerate(zip(rows, prompts, histories, strict=True)):
+        tokens[index, : len(prompt)] = prompt
+        positions = catalogue.target_positions(history, int(windows.first_target[row]))
+        targets[index, positions - 1] = tokens[index, positions]
+    return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+
+def batches(windows: data.Windows, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return a random order of all windows in batches of like length (less padding), the batches in random order."""
+    order = rng.permutation(len(windows))
+    lengths = np.diff(windows.offsets)[order]
+    stretch = 16 * batch_size
+    sorted_within = [
+        order[start : start + stretch][np.argsort(lengths[start : start + stretch], kind="stable")]
+        for start in range(0, len(order), stretch)
+    ]
+    flat = np.concatenate(sorted_within)
+    cut = [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    return [cut[index] for index in rng.permutation(len(cut))]
+
+
+def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the targets; the head runs only where there is one.
+
+    Rows are padded on the right, where a causal model does not look.
+    """
+    decoder = getattr(model, model.base_model_prefix)
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
+    wanted = targets != IGNORE
+    return cross_entropy(model.get_output_embeddings()(hidden[wanted]).float(), targets[wanted])
+
+
+def _epoch(
+    config: SftConfig,
+    run: Run,
+    model: Any,
+    optimizers: list[torch.optim.Optimizer],
+    catalogue: Catalogue,
+    sequences: data.Sequences,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    rng = np.random.default_rng([config.seed, state["epoch"]])
+    windows = data.windows(sequences, config.history + 1, rng)
+    order = batches(windows, config.batch_size, rng)
+    device = next(model.parameters()).device
+    model.train()
+    losses, norms, started = [], [], time.monotonic()
+    with bar(f"sft epoch {state['epoch'] + 1}/{config.epochs}", len(order)) as advance:
+        for index, rows in enumerate(order):
+            schedule(optimizers, (state["epoch"] + index / len(order)) / config.epochs)
+            tokens, targets = collate(catalogue, windows, rows)
+            loss = loss_of(model, tokens.to(device), targets.to(device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            norms.append(descend(model, optimizers, config.clip_grad))
+            losses.append(loss.item())
+            advance(1, note=f"loss {losses[-1]:.3f}")
+    state = {
+        **state,
+        "epoch": state["epoch"] + 1,
+        "step": state["step"] + len(order),
+        "seconds": state["seconds"] + time.monotonic() - started,
+    }
+    run.log(
+        step=state["step"],
+        epoch=state["epoch"],
+        loss=float(np.mean(losses)),
+        grad_norm=float(np.mean(norms)),
+        seconds=state["seconds"],
+    )
+    return state
+
+
+def _validate(
+    config: SftConfig,
+    run: Run,
+    model: Any,
+    optimizers: list[torch.optim.Optimizer],
+    catalogue: Catalogue,
+    valid: data.Rows,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    model.eval()
+    found = validation_metrics(model, catalogue, valid, config.num_beams)
+    run.log(step=state["step"], epoch=state["epoch"], seconds=state["seconds"], valid=found)
+    best = run.best() or {"ndcg@10": -1.0}
+    better = found["ndcg@10"] > best["ndcg@10"]
+    if better:
+        best = {"step": state["step"], "epoch": state["epoch"], **found}
+    state = {**state, "stale": 0 if better else state["stale"] + 1}
+    run.save_checkpoint(state["step"], model, optimizers, state, best)
+    say(
+        f"sft epoch {state['epoch']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
+        f"NDCG@10 {found['ndcg@10']:.4f}{'  (best so far)' if better else ''}"
+    )
+    return state

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn.functional import cross_entropy
+from ugr_fast import data, sft
+from ugr_fast.configs import SftConfig
+from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.run import make_optimizers, schedule
+
+
+def config(**changes):
+    return SftConfig(data=Path("data"), sids=Path("sids"), out=Path("out"), **changes)
+
+
+def some_windows():
+    histories = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+    lengths = [len(history) for history in histories]
+    return data.Windows(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        items=np.concatenate(histories),
+        first_target=np.array([1, 1, 2]),
+    )
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_whole_sequences_equal_one_row_per_target(architecture):
+    catalogue = tiny.catalogue(ragged=True)
+    model = tiny.model(catalogue.vocabulary, architecture, spread=2.0)
+    windows = some_windows()
+    tokens, targets = sft.collate(catalogue, windows, np.arange(3))
+    loss = sft.loss_of(model, tokens, targets)
+
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in range(3):
+        items = windows.items[windows.offsets[row] : windows.offsets[row + 1]].tolist()
+        for number in range(windows.first_target[row], len(items)):
+            prompt = catalogue.prompt(items[:number])
+            sid = [token for token in catalogue.item_tokens[items[number]].tolist() if token >= 0]
+            logits = model(torch.tensor([[*prompt, *sid]])).logits[0, len(prompt) - 1 : -1].float()
+            total = total + cross_entropy(logits, torch.tensor(sid), reduction="sum")
+            count += len(sid)
+    torch.testing.assert_close(loss.double(), total / count, rtol=1e-6, atol=0)
+
+
+def test_batches_hold_every_window_once_and_like_lengths_together():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, size=1003)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    windows = data.Windows(offsets, np.zeros(offsets[-1], dtype=np.int64), np.ones(1003, dtype=np.int64))
+    found = sft.batches(windows, 32, np.random.default_rng(1))
+    assert sorted(np.concatenate(found).tolist()) == list(range(1003))
+    assert {len(batch) for batch in found} == {32, 1003 % 32}
+    spread = np.mean([np.ptp(lengths[batch]) for batch in found])
+    assert spread < np.ptp(lengths) / 3
+    again = sft.batches(windows, 32, np.random.default_rng(1))
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_dropout_is_for_training_only():
+    vocabulary = SidVocabulary.from_scratch((4, 4))
+    model = sft.small_decoder(config(hidden=32, layers=1, heads=2), vocabulary)
+    sft.add_dropout(model, 0.5)
+    tokens = torch.tensor([[1, 5, 9]])
+    model.eval()
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
+    model.train()
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
+    with pytest.raises(ValueError, match="`dropout` must be"):
+        sft.add_dropout(model, 1.0)
+
+
+def test_small_decoder_says_what_does_not_fit():
+    with pytest.raises(ValueError, match="`hidden` must be a multiple of twice `heads`"):
+        sft.small_decoder(config(hidden=30, heads=4), SidVocabulary.from_scratch((4, 4)))
+
+
+def test_every_weight_has_one_optimizer_and_the_schedule_ends_low():
+    vocabulary = SidVocabulary.from_scratch((4, 4))
+    model = sft.small_decoder(config(hidden=32, layers=2, heads=2), vocabulary)
+    optimizers = make_optimizers(model, *sft.learning_rates(config()))
+    owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    assert len(optimizers) == 2
+    rates = []
+    for progress in np.linspace(0, 1, 101):
+        schedule(optimizers, float(progress))
+        rates.append([group["lr"] / group["peak"] for optimizer in optimizers for group in optimizer.param_groups])
+    shape = np.asarray(rates)
+    np.testing.assert_allclose(shape, np.broadcast_to(shape[:, :1], shape.shape), rtol=1e-12)
+    assert shape[0, 0] < 0.01
+    assert shape[5:, 0].max() > 0.98
+    assert (np.diff(shape[6:, 0]) < 0).all()
+    assert shape[-1, 0] == pytest.approx(0.05)
+    assert sft.learning_rates(config(model=Path("some"))) == (2e-4, 0.05, 0.0)
+
+
+def test_fine_tuning_learns_a_rule():
+    """Item i is always followed by i + 1: the loss falls close to zero and the next item is ranked first."""
+    from ugr_fast.recommend import rank
+
+    torch.manual_seed(0)
+    codes = [[item // 4, item % 4] for item in range(16)]
+    vocabulary = SidVocabulary.from_scratch((4, 4))
+    catalogue = Catalogue.build(vocabulary, codes)
+    model = sft.small_decoder(config(hidden=32, layers=1, heads=2), vocabulary)
+    optimizers = make_optimizers(model, 1e-2, 0.0, 0.02)
+    offsets = np.arange(17) * 6
+    items = (np.arange(16)[:, None] + np.arange(6)) % 16
+    windows = data.Windows(offsets, items.reshape(-1), np.ones(16, dtype=np.int64))
+    tokens, targets = sft.collate(catalogue, windows, np.arange(16))
+    for _ in range(60):
+        loss = sft.loss_of(model, tokens, targets)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loss.item() < 0.1
+    ranking = rank(model.eval(), catalogue, [[3, 4, 5], [15, 0]], num_beams=4)
+    assert ranking.items[:, 0].tolist() == [6, 1]
+
+
+def test_a_language_model_gains_tokens_and_keeps_its_words(tmp_path):
+    """The path from a local language model: tokens added, confidence rows from " correct" and " wrong", tied stays tied."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<s>", "correct", "wrong", "Items", "a", "user", "chose", ",", "oldest", "first", ":", "scores"]
+    words += ["Confidence", "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    settings = tiny.ARCHITECTURES["qwen3"](len(words))
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    model.save_pretrained(tmp_path)
+    wrapped.save_pretrained(tmp_path)
+
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    started, vocabulary = sft.start_model(config(model=tmp_path), codes)
+    assert vocabulary.sid_range == (len(words), len(words) + 4)
+    assert vocabulary.size == started.get_input_embeddings().weight.shape[0] == len(words) + 6
+    table = started.get_input_embeddings().weight
+    assert started.get_output_embeddings().weight is table
+    assert torch.equal(table[: len(words)], model.get_input_embeddings().weight)
+    assert torch.equal(table[vocabulary.positive], table[words.index("correct")])
+    assert torch.equal(table[vocabulary.negative], table[words.index("wrong")])
+    catalogue = Catalogue.build(vocabulary, codes)
+    assert catalogue.prompt([2])[0] == words.index("<s>")

@@ -1,0 +1,77 @@
+"""Tiny random models and catalogues for the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import transformers
+from ugr_fast.model import Catalogue, SidVocabulary
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+COMMON = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+ARCHITECTURES = {
+    "qwen3": lambda size: transformers.Qwen3Config(
+        vocab_size=size,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        **COMMON,
+    ),
+    "qwen2": lambda size: transformers.Qwen2Config(
+        vocab_size=size, intermediate_size=48, num_key_value_heads=2, **COMMON
+    ),
+    "llama": lambda size: transformers.LlamaConfig(
+        vocab_size=size, intermediate_size=48, num_key_value_heads=2, **COMMON
+    ),
+    "gpt2": lambda size: transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+}
+
+
+def catalogue(num_items=30, sizes=(5, 4, 6), seed=0, ragged=False):
+    """Random distinct codes; with `ragged`, the last level is missing where its siblings allow it."""
+    rng = np.random.default_rng(seed)
+    every = np.stack(np.meshgrid(*[np.arange(size) for size in sizes], indexing="ij"), -1).reshape(-1, len(sizes))
+    codes = every[rng.permutation(len(every))[:num_items]]
+    if ragged:
+        _, inverse, counts = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
+        codes[counts[inverse] == 1, -1] = -1
+    return Catalogue.build(SidVocabulary.from_scratch(sizes), codes)
+
+
+def model(vocabulary, architecture="qwen3", seed=0, spread=4.0):
+    """A float64 model whose weights are spread enough for log-probs to differ clearly."""
+    torch.manual_seed(seed)
+    config = ARCHITECTURES[architecture](vocabulary.size)
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(spread)
+    _keep_float64(made)
+    return made
+
+
+def _keep_float64(made):
+    """Swap in torch's RMSNorm: transformers' rounds to float32 inside, which would hide errors below 1e-7."""
+    for parent in list(made.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                exact = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
+                exact.weight = child.weight
+                setattr(parent, name, exact)
+
+
+def columns_of(normalize, made_catalogue):
+    """What log-probs are normalised over after a prefix, for the reference."""
+    low, high = made_catalogue.vocabulary.sid_range
+    return {
+        "full": lambda prefix: None,
+        "sid": lambda prefix: range(low, high),
+        "allowed": lambda prefix: made_catalogue.trie.children(list(prefix)).tolist(),
+    }[normalize]
+
+
+def sids_of(made_catalogue):
+    return [tuple(row[row >= 0].tolist()) for row in made_catalogue.item_tokens]
