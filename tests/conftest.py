@@ -23,3 +23,13 @@ def data_dir(request):
     if not folder.is_dir():
         pytest.fail(f"--data-dir {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """The results of prepare, sids, sft, rl and eval on a tiny catalogue; do not write into them."""
+    for package in ("torch", "pyarrow", "faiss"):
+        pytest.importorskip(package)
+    import pipeline
+
+    return pipeline.run(tmp_path_factory.mktemp("pipeline"))

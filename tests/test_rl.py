@@ -160,14 +160,14 @@ def test_batches_go_through_all_rows_before_any_comes_again(num_rows, batch_size
 )
 def test_updates_raise_the_reward(changes):
     """A few updates on fixed prompts make the policy answer their targets."""
-    from ugr_fast.run import make_optimizers
+    from ugr_fast.run import Learner
 
     config = dataclasses.replace(CONFIG, updates=30, inner_updates=2, group=8, confidence="brier", **changes)
     catalogue = tiny.catalogue(num_items=12)
     rows = Rows.of([[1, 2, 3], [4], [5, 6], [7, 8]], targets=[9, 10, 11, 0])
     model = tiny.model(catalogue.vocabulary, spread=1.0)
-    optimizers = make_optimizers(model, 1e-2, 0.0)
-    found = [rl.update(config, model, None, optimizers, catalogue, rows, number) for number in range(30)]
+    learner = Learner.make(model, 1e-2, 0.0)
+    found = [rl.update(config, learner, None, catalogue, rows, number) for number in range(30)]
     assert found[-1]["hit_rate@1"] == 1.0
     assert found[-1]["rollout_ndcg"] > found[0]["rollout_ndcg"]
     assert found[-1]["confidence_hits"] > found[-1]["confidence_misses"]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from ugr_fast import data, sft
 from ugr_fast.configs import SftConfig
 from ugr_fast.model import Catalogue, SidVocabulary
-from ugr_fast.run import make_optimizers, schedule
+from ugr_fast.run import Learner
 
 
 def config(**changes):
@@ -82,13 +82,14 @@ def test_small_decoder_says_what_does_not_fit():
 def test_every_weight_has_one_optimizer_and_the_schedule_ends_low():
     vocabulary = SidVocabulary.from_scratch((4, 4))
     model = sft.small_decoder(config(hidden=32, layers=2, heads=2), vocabulary)
-    optimizers = make_optimizers(model, *sft.learning_rates(config()))
+    learner = sft.make_learner(config(), model)
+    optimizers = learner.optimizers
     owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
     assert len(optimizers) == 2
     rates = []
     for progress in np.linspace(0, 1, 101):
-        schedule(optimizers, float(progress))
+        learner.schedule(float(progress))
         rates.append([group["lr"] / group["peak"] for optimizer in optimizers for group in optimizer.param_groups])
     shape = np.asarray(rates)
     np.testing.assert_allclose(shape, np.broadcast_to(shape[:, :1], shape.shape), rtol=1e-12)
@@ -96,7 +97,23 @@ def test_every_weight_has_one_optimizer_and_the_schedule_ends_low():
     assert shape[5:, 0].max() > 0.98
     assert (np.diff(shape[6:, 0]) < 0).all()
     assert shape[-1, 0] == pytest.approx(0.05)
-    assert sft.learning_rates(config(model=Path("some"))) == (2e-4, 0.05, 0.0)
+    given = sft.make_learner(config(model=Path("some")), model)
+    assert len(given.optimizers) == 1
+    assert given.optimizers[0].param_groups[0]["peak"] == 2e-4
+
+
+def test_the_average_follows_the_weights_with_the_stated_decay():
+    model = sft.small_decoder(config(hidden=32, layers=1, heads=2), SidVocabulary.from_scratch((4, 4)))
+    learner = Learner.make(model, 1e-2, 0.0, average=0.9)
+    expected = None
+    for _ in range(4):
+        model(torch.tensor([[1, 5, 9]])).logits.square().mean().backward()
+        learner.descend(clip_grad=1.0)
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        expected = weights if expected is None else 0.9 * expected + 0.1 * weights
+    averaged = torch.cat([p.detach().flatten() for p in learner.used.parameters()])
+    torch.testing.assert_close(averaged, expected)
+    assert Learner.make(model, 1e-2, 0.0).used is model
 
 
 def test_fine_tuning_learns_a_rule():
@@ -108,7 +125,7 @@ def test_fine_tuning_learns_a_rule():
     vocabulary = SidVocabulary.from_scratch((4, 4))
     catalogue = Catalogue.build(vocabulary, codes)
     model = sft.small_decoder(config(hidden=32, layers=1, heads=2), vocabulary)
-    optimizers = make_optimizers(model, 1e-2, 0.0, 0.02)
+    learner = Learner.make(model, 1e-2, 0.0, muon_lr=0.02)
     offsets = np.arange(17) * 6
     items = (np.arange(16)[:, None] + np.arange(6)) % 16
     windows = data.Windows(offsets, items.reshape(-1), np.ones(16, dtype=np.int64))
@@ -116,16 +133,14 @@ def test_fine_tuning_learns_a_rule():
     for _ in range(60):
         loss = sft.loss_of(model, tokens, targets)
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        learner.descend(clip_grad=1.0)
     assert loss.item() < 0.1
     ranking = rank(model.eval(), catalogue, [[3, 4, 5], [15, 0]], num_beams=4)
     assert ranking.items[:, 0].tolist() == [6, 1]
 
 
 def test_a_language_model_gains_tokens_and_keeps_its_words(tmp_path):
-    """The path from a local language model: tokens added, confidence rows from " correct" and " wrong", tied stays tied."""
+    """From a local language model: tokens added, confidence rows from " correct" and " wrong", tied stays tied."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -152,3 +167,21 @@ def test_a_language_model_gains_tokens_and_keeps_its_words(tmp_path):
     assert torch.equal(table[vocabulary.negative], table[words.index("wrong")])
     catalogue = Catalogue.build(vocabulary, codes)
     assert catalogue.prompt([2])[0] == words.index("<s>")
+
+
+def test_warm_start_places_like_items_alike_and_leaves_the_rest():
+    vocabulary = SidVocabulary.from_scratch((3, 2, 2))
+    vectors = [np.float32([[5, 0, 0], [5, 1, 0], [-9, 0, 3]]), np.float32([[1, 0, 0], [-1, 0, 0]])]
+    model = sft.small_decoder(config(hidden=32, layers=1, heads=2), vocabulary)
+    before = model.get_input_embeddings().weight.clone()
+    sft.warm_start(model, vocabulary, vectors, scale=1.0)
+    table = model.get_input_embeddings().weight
+    first, second = table[5:8], table[8:10]
+    alike = torch.nn.functional.cosine_similarity
+    assert alike(first[0], first[1], dim=0) > 0.5 > 0 > alike(first[0], first[2], dim=0)
+    assert alike(second[0], second[1], dim=0) < 0
+    assert torch.equal(table[:5], before[:5])
+    assert torch.equal(table[10:], before[10:])  # the extra level
+    assert model.get_output_embeddings().weight is table
+    sft.warm_start(model, vocabulary, [], scale=1.0)
+    assert torch.equal(table[:5], before[:5])

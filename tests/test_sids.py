@@ -288,3 +288,30 @@ def test_default_encoder_gives_the_published_embeddings(data_dir):
     texts = [f"{row['title']} {row['description']}" for row in table]
     published = np.load(data_dir / "scientific" / "embeddings.npy")[:8].astype(np.float32)
     assert (sids.encode_texts(texts) * published).sum(1).min() > 0.999
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_code_vectors_of_residual_kmeans_are_its_centroids(seed):
+    """Adding up an item's vectors leaves what the quantiser left: a mean of 0 over the items of every last code."""
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(20, 3)).astype(np.float32)
+    codes = rng.integers(0, 3, size=(20, 2))
+    levels = sids.code_vectors(embeddings, codes)
+    assert [level.shape for level in levels] == [(codes[:, i].max() + 1, 3) for i in range(2)]
+    rebuilt = levels[0][codes[:, 0]] + levels[1][codes[:, 1]]
+    for code in np.unique(codes[:, 1]):
+        np.testing.assert_allclose((embeddings - rebuilt)[codes[:, 1] == code].mean(0), 0, atol=1e-6)
+    for code in np.unique(codes[:, 0]):
+        np.testing.assert_allclose(levels[0][code], embeddings[codes[:, 0] == code].mean(0), atol=1e-6)
+
+
+def test_code_vectors_are_written_beside_the_codes(folder, tmp_path):
+    pytest.importorskip("faiss")
+    sids.build(SidsConfig(folder, tmp_path / "out", "cooccurrence", levels=2, codes=2, collisions="extra"))
+    levels = sids.load_code_vectors(tmp_path / "out")
+    assert [len(level) for level in levels] == [2, 2]  # the extra level has no place among the embeddings
+    assert sids.load_code_vectors(tmp_path) == []
+    whole = (tmp_path / "out" / "vectors.safetensors").read_bytes()
+    (tmp_path / "out" / "vectors.safetensors").write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"vectors.safetensors is truncated or altered"):
+        sids.load_code_vectors(tmp_path / "out")

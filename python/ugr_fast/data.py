@@ -644,9 +644,8 @@ def _read_items(config: PrepareConfig, ids: list[str]) -> tuple[Any, int]:
 
 def _read_texts(config: PrepareConfig, path: Path) -> dict[str, tuple[str, str]]:
     """Title and further text of every item in the file."""
-    fields = [name for _, name, _, _ in string.Formatter().parse(config.items_title) if name]
-    template = config.items_title if fields else f"{{{config.items_title}}}"
-    fields = fields or [config.items_title]
+    template = _template(config.items_title)
+    fields = [field for _, field in template if field]
     columns = tuple(dict.fromkeys([config.items_key, *fields, *config.items_text]))
     found: dict[str, tuple[str, str]] = {}
     for row, values in enumerate(_read_table(path, columns).to_pylist()):
@@ -656,10 +655,29 @@ def _read_texts(config: PrepareConfig, path: Path) -> dict[str, tuple[str, str]]
                 f"{path}: `{config.items_key}` {key!r} occurs again in row {row} (the first is 0); keep one"
             )
         # half a template, such as "Brazil ()", is no title: then the first field alone has to do
-        title = template.format_map(values) if all(values[field] for field in fields) else values[fields[0]]
+        title = values[fields[0]]
+        if all(values[field] for field in fields):
+            title = "".join(literal + (values[field] if field else "") for literal, field in template)
         rest = ". ".join(values[column] for column in config.items_text if values[column])
         found[key] = (title or "", rest)
     return found
+
+
+def _template(title: str) -> list[tuple[str, str]]:
+    """A column, or a template such as "{name} ({year})", as pairs of literal text and column, "" for none.
+
+    Example:
+        >>> _template("{name} ({year})"), _template("a.b")
+        ([('', 'name'), (' (', 'year'), (')', '')], [('', 'a.b')])
+    """
+    try:
+        parts = list(string.Formatter().parse(title))
+    except ValueError as error:
+        rule = "a column, or a template with columns in braces"
+        raise ValueError(f"`items_title` must be {rule}, got {title!r} ({error})") from error
+    if not any(field for _, field, _, _ in parts):
+        return [("", title)]
+    return [(literal, field or "") for literal, field, _, _ in parts]
 
 
 def movielens() -> tuple[Path, Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from ugr_fast.configs import (
     RlConfig,
     SftConfig,
     SidsConfig,
+    check,
 )
 from ugr_fast.progress import say
 
@@ -32,6 +34,7 @@ def run(config: DemoConfig) -> Path:
     Raises:
         ImportError: MovieLens-100K is not installed; the message says how to get it.
     """
+    check(config)
     out = config.out
     _prepare(config, out / "data")
     _sids(config, out / "data", out / "sids")
@@ -110,7 +113,9 @@ def _rl(config: DemoConfig) -> RlConfig:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    table = Table(*rows[0], title="MovieLens-100K, test users")
+    table = Table(*rows[0], title="MovieLens-100K, test users", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for row in rows[1:]:
         table.add_row(*row)
     Console().print(table)
+    if any("†" in cell for row in rows for cell in row):
+        Console().print(report.FOOTNOTE, highlight=False)

@@ -134,8 +134,11 @@ def scalar_metrics(confidence: np.ndarray, correct: np.ndarray) -> dict[str, flo
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
-    """Return the non-empty bins of a reliability diagram with Wilson intervals."""
-    bins = metrics.calibration(confidence, correct, bins=BINS)
+    """Return the bins of a reliability diagram, of equal mass, with Wilson intervals.
+
+    Confidences in a top recommendation crowd near 0, where bins of equal width would show one or two points.
+    """
+    bins = metrics.calibration(confidence, correct, bins=BINS, binning="mass")
     filled = bins.count > 0
     count = bins.count[filled].astype(np.int64)
     low, high = metrics.wilson(np.rint(bins.accuracy[filled] * count), count)

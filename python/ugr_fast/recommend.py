@@ -214,12 +214,15 @@ class Recommender:
             ValueError: no item, or several, go by that name.
         """
         name = name.strip()
-        if name.startswith("#") and name[1:].isdigit() and int(name[1:]) < len(self.ids):
+        if not name:
+            raise ValueError("`history` must hold titles, ids or '#' and a number, and one of them is empty")
+        if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(self.ids):
             return int(name[1:])
         for names in (self.ids, self.titles):
-            found = [item for item, known in enumerate(names) if known.lower() == name.lower()]
-            if len(found) == 1:
-                return found[0]
+            for spelled in (str, str.lower):
+                found = [item for item, known in enumerate(names) if spelled(known) == spelled(name)]
+                if len(found) == 1:
+                    return found[0]
         found = [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
         if len(found) == 1:
             return found[0]
@@ -229,10 +232,24 @@ class Recommender:
         raise ValueError(f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id")
 
     def __call__(self, history: Sequence[int | str], k: int = 10, num_beams: int | None = None) -> list[Recommendation]:
-        """Recommend `k` items after `history`, oldest first; item numbers, titles or ids."""
-        if not history:
+        """Recommend `k` items after `history`, oldest first; item numbers, titles or ids.
+
+        Args:
+            history: any number of items from one up; the oldest are left out where the model was trained on fewer.
+            k: items to recommend; fewer come back where the catalogue holds fewer.
+            num_beams: beam width, at least `k`, which is the default.
+
+        Returns:
+            Recommendations, best first.
+
+        Raises:
+            ValueError: the history is empty, or holds what is no item; `k` is below 1.
+        """
+        if k < 1 or (num_beams is not None and num_beams < 1):
+            raise ValueError(f"`k` and `num_beams` must be at least 1, got {k} and {num_beams}")
+        if not len(history):
             raise ValueError("`history` must name at least one item")
-        items = [item if isinstance(item, int) else self.find(item) for item in history]
+        items = [self.find(item) if isinstance(item, str) else int(item) for item in history]
         width = max(k, num_beams or k)
         ranking = rank(self.model, self.catalogue, [items[-self.history_length :]], num_beams=width)
         sid_of = {int(item): beam for beam in range(width) for item in self._items_at(ranking.tokens[0, beam])}

@@ -7,9 +7,9 @@ Reads run directories only (config.json, metrics.jsonl, best.json, eval-SPLIT.js
       report.html   the same in one file: figures inline, light and dark, nothing fetched from anywhere
       figures/      each figure as PNG and SVG
 
-A report is a list of blocks; every block knows how to write itself as Markdown and as HTML, so the two always say the
-same. Figures are drawn once, in a few fixed colours; inside report.html those become CSS variables, which is how one SVG
-is legible on white, on black and on paper.
+A report is a list of blocks, each made as Markdown and as HTML at once, so the two always say the same. Figures are
+drawn in a few fixed colours; inside report.html those become CSS variables, which is how one SVG is legible on white,
+on black and on paper.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -41,7 +40,7 @@ Split = Literal["valid", "test"]
 
 DASH = "–"
 MARK = "†"
-FOOTNOTE = f"{MARK} The run's confidence tokens are untrained: the beam's likelihood, exp(score), stands in."
+FOOTNOTE = f"{MARK} The model's confidence tokens are untrained: the beam's likelihood, exp(score), stands in."
 LOWER_IS_BETTER = ("ECE", "AURC")
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov"}
 REWARDS = {"uncertainty_weighted": "uncertainty-weighted reward", "ranking": "ranking reward", "match": "0/1 reward"}
@@ -79,8 +78,13 @@ class EvaluatedRun:
 
     @property
     def trained(self) -> bool:
-        """Whether its confidence tokens were trained."""
-        return self.command == "rl" and self.config["settings"].get("confidence") != "none"
+        """Whether the confidence tokens of the checkpoint that was evaluated were trained."""
+        return self.command == "rl" and self.config["settings"].get("confidence") != "none" and not self.at_start
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the checkpoint that was evaluated is the model that reinforcement learning started from."""
+        return self.command == "rl" and self.found.get("step") == 0
 
     @property
     def signal(self) -> str:
@@ -109,9 +113,7 @@ def read_runs(folders: Sequence[Path], split: Split = "test") -> list[EvaluatedR
     paths = [Path(folder).resolve() for folder in folders]
     if not paths or len(set(paths)) < len(paths):
         raise ValueError(f"`runs` must name at least one run directory, each once, got {[*map(str, folders)]}")
-    runs = [
-        _read_run(folder, label, split) for folder, label in zip(map(Path, folders), _labels(paths), strict=True)
-    ]
+    runs = [_read_run(folder, label, split) for folder, label in zip(map(Path, folders), _labels(paths), strict=True)]
     for run in runs[1:]:
         if _rows_seen(run) != _rows_seen(runs[0]):
             raise ValueError(
@@ -149,7 +151,7 @@ def _require(value: Any, keys: Iterable[str], path: Path, remedy: str) -> None:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
     kept: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             kept.append(json.loads(line))
@@ -160,9 +162,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell all of them apart."""
+    """Return the shortest ends of the paths that tell all apart; none starts with "_", which legends leave out."""
     depth, labels = 0, [""]
-    while len(set(labels)) < len(paths) or not depth:
+    while not depth or len(set(labels)) < len(paths) or any(label.startswith("_") for label in labels):
         depth += 1
         labels = ["/".join(path.parts[-depth:]) for path in paths]
     return labels
@@ -187,7 +189,7 @@ def _describe(command: str, settings: dict[str, Any]) -> str:
     return ", ".join([REWARDS.get(str(reward), str(reward)), *weight, *objective])
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -343,9 +345,9 @@ RUN_COLOURS = {  # on light ground: on dark ground
     "#087a89": "#46c8d8",
     "#766900": "#d8c645",
 }
-VARIABLES = {
-    colour: f"--c{index}" for index, colour in enumerate([INK, MUTED, GRID, PAPER, *RUN_COLOURS])
-}  # colour of the figures: CSS variable of report.html
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+    colour: f"--run{number}" for number, colour in enumerate(RUN_COLOURS)
+}  # colour of the figures: its CSS variable in report.html
 STYLE = {
     "text.usetex": False,
     "text.parse_math": False,  # a "$" in the name of a folder is a dollar
@@ -375,32 +377,77 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ugr-fast",  # the same report twice is the same file twice
 }
-CURVES = {  # command: (key, control drawn dotted, title, label of the y axis)
+
+
+class Curve(NamedTuple):
+    """A quantity that training logs, and how to draw it."""
+
+    key: str
+    title: str
+    unit: str
+    caption: str
+    control: str | None = None
+    """Drawn dotted beside it."""
+
+
+ON_VALID = "Item level, over the validation rows."
+CURVES = {
     "sft": (
-        ("loss", None, "Fine-tuning: training loss", "cross-entropy per token (nats)"),
-        ("valid.ndcg@10", None, "Fine-tuning: NDCG@10 on valid", "NDCG@10"),
-        ("valid.hr@10", None, "Fine-tuning: HR@10 on valid", "HR@10"),
-        ("valid.hr@1", None, "Fine-tuning: HR@1 on valid", "HR@1"),
+        Curve(
+            "loss",
+            "Fine-tuning: training loss",
+            "cross-entropy (nats per token)",
+            "Mean over each epoch, with dropout.",
+        ),
+        Curve("valid.ndcg@10", "Fine-tuning: validation NDCG@10", "NDCG@10", ON_VALID),
+        Curve("valid.hr@10", "Fine-tuning: validation HR@10", "HR@10", ON_VALID),
+        Curve("valid.hr@1", "Fine-tuning: validation HR@1", "HR@1", ON_VALID),
     ),
     "rl": (
-        ("valid.ndcg@10", None, "RL: NDCG@10 on valid", "NDCG@10"),
-        ("valid.hr@10", None, "RL: HR@10 on valid", "HR@10"),
-        ("valid.hr@1", None, "RL: HR@1 on valid", "HR@1"),
-        ("valid.confidence_auroc", "valid.likelihood_auroc", "RL: confidence AUROC on valid", "AUROC"),
-        ("hit_rate", None, "RL: rollout hit rate", "prompts with a hit (share)"),
-        ("reward", None, "RL: reward", "mean reward per candidate"),
-        ("loss", None, "RL: training loss", "loss"),
+        Curve("valid.ndcg@10", "RL: validation NDCG@10", "NDCG@10", ON_VALID),
+        Curve("valid.hr@10", "RL: validation HR@10", "HR@10", ON_VALID),
+        Curve("valid.hr@1", "RL: validation HR@1", "HR@1", ON_VALID),
+        Curve(
+            "valid.confidence_auroc",
+            "RL: validation AUROC of the confidence",
+            "AUROC",
+            "How well the top recommendation's confidence tells right from wrong; dotted, its likelihood.",
+            "valid.likelihood_auroc",
+        ),
+        Curve(
+            "hit_rate",
+            "RL: hit rate of the rollouts",
+            "prompts with a hit (share)",
+            "Prompts whose next item is among their candidates: only they earn a reward.",
+        ),
+        Curve("rollout_ndcg", "RL: NDCG of the rollouts", "NDCG over all candidates", "Prompts of the training split."),
+        Curve(
+            "reward",
+            "RL: reward",
+            "mean reward of a candidate",
+            "Exactly 0 in every group, by construction, for UGR's reward and the ranking reward.",
+        ),
+        Curve("loss", "RL: training loss", "loss", "Policy and confidence; it need not fall as the policy improves."),
     ),
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure, the name of its files, and how to read it."""
+class Picture(NamedTuple):
+    """A drawn figure, the name of its files, its title, and how to read it."""
 
     name: str
+    title: str
     caption: str
-    figure: Figure
+    svg: str
+    png: bytes
+
+
+def _draw(name: str, title: str, caption: str, figure: Figure) -> Picture:
+    svg, png = StringIO(), BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # keep the layout just found: to find it is half the work
+    figure.savefig(png, format="png", dpi=160)
+    return Picture(_slug(name), title, caption, svg.getvalue(), png.getvalue())
 
 
 def _require_matplotlib() -> Any:
@@ -414,54 +461,52 @@ def _require_matplotlib() -> Any:
 def _axes(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.7, 3.5), layout="constrained")
+    figure = Figure(figsize=(4.7, 3.2), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=across, ylabel=up)
     return figure, axes
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes, and make the figure higher by what it takes."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) < 30 else 1)
+    columns = 2 if max(map(len, labels)) < 30 else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(labels) / columns))
 
 
 def _colour(number: int) -> str:
     return [*RUN_COLOURS][number % len(RUN_COLOURS)]
 
 
-def _colours(runs: list[EvaluatedRun]) -> dict[str, str]:
-    return {run.label: _colour(number) for number, run in enumerate(runs)}
+def training_pictures(runs: list[EvaluatedRun], command: str) -> list[Picture]:
+    """Draw what runs of `command` logged, a picture for each quantity that is not missing or 0 throughout."""
+    logged = [run for run in runs if run.command == command]
+    curves = [
+        curve for curve in CURVES[command] if any(abs(y) > 1e-6 for run in logged for y in run.series(curve.key)[1])
+    ]
+    return [
+        _draw(f"{command} {curve.key}", curve.title, curve.caption, _training_figure(runs, command, curve))
+        for curve in curves
+    ]
 
 
-def training_pictures(runs: list[EvaluatedRun]) -> list[Picture]:
-    """Draw what was logged in training and on valid, one picture for each quantity that some run logged."""
-    drawn = []
-    for command, curves in CURVES.items():
-        chosen = [run for run in runs if run.command == command]
-        for key, control, title, up in curves:
-            if any(run.series(key)[0] for run in chosen):
-                figure = _training_figure(runs, chosen, key, control, title, up)
-                drawn.append(Picture(_slug(f"{command} {key}"), f"{title}.", figure))
-    return drawn
+def _training_figure(runs: list[EvaluatedRun], command: str, curve: Curve) -> Figure:
+    from matplotlib.ticker import MaxNLocator
 
-
-def _training_figure(
-    runs: list[EvaluatedRun], chosen: list[EvaluatedRun], key: str, control: str | None, title: str, up: str
-) -> Figure:
-    colours = _colours(runs)
-    command = chosen[0].command
-    figure, axes = _axes(title, "epoch" if command == "sft" else "update", up)
-    for run in chosen:
-        _plot_series(axes, *run.series(key), colour=colours[run.label], label=run.label)
-        if control:
-            x, y = run.series(control)
-            axes.plot(x, y, ":", color=colours[run.label], label=f"{run.label}: likelihood (control)")
-    for run in runs if command == "rl" else []:
-        value = run.best.get((control or key).removeprefix("valid."))
-        if run.command == "sft" and key.startswith("valid.") and _is_number(value):
-            label = f"{run.label}: best{' (likelihood)' if control else ''}"
-            axes.axhline(value, ls="--", lw=1.4, color=colours[run.label], label=label)
-    if command == "sft":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure, axes = _axes(curve.title, "epoch" if command == "sft" else "update", curve.unit)
+    for number, run in enumerate(runs):
+        if run.command == command:
+            label = f"{run.label}: confidence" if curve.control else run.label
+            _plot_series(axes, *run.series(curve.key), _colour(number), label)
+            if curve.control:
+                label = f"{run.label}: likelihood"
+                axes.plot(*run.series(curve.control), ":", color=_colour(number), label=label)
+        elif command == "rl" and curve.key.startswith("valid."):
+            value = run.best.get((curve.control or curve.key).removeprefix("valid."))
+            if _is_number(value):
+                label = f"{run.label}: {'likelihood' if curve.control else 'best'}"
+                axes.axhline(value, ls="--", lw=1.4, color=_colour(number), label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     _legend(figure, axes)
     return figure
 
@@ -482,7 +527,7 @@ def reliability_picture(run: EvaluatedRun, number: int) -> Picture:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure = Figure(figsize=(4.7, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.7, 4.3), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], "--", lw=1, color=MUTED, label="perfectly calibrated")
     shown = [("likelihood", MUTED, "s")] + ([("confidence", _colour(number), "o")] if run.trained else [])
@@ -504,69 +549,66 @@ def reliability_picture(run: EvaluatedRun, number: int) -> Picture:
             edgecolor=ink,
             alpha=0.6 if source == "confidence" else 1.0,
         )
-    axes.set(title=f"Reliability: {run.label}", ylabel="hit rate in the bin", xlim=(0, limit), ylim=(0, limit))
+    axes.set(title=f"Reliability of {run.label}", ylabel="hit rate in the bin")
+    axes.set(xlim=(0, 1.04 * limit), ylim=(-0.04 * limit, 1.04 * limit))
     below.set(xlabel="confidence of the top recommendation", ylabel="users", yscale="log", ylim=(0.7, None))
     below.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
     below.yaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes)
     caption = "Dots: hit rate of users with like confidence, with 95% Wilson intervals. Below: how many they are."
-    return Picture(_slug(f"reliability {number} {run.label}"), caption, figure)
+    return _draw(f"reliability {number} {run.label}", f"Reliability of {run.label}", caption, figure)
 
 
 def risk_picture(run: EvaluatedRun, number: int) -> Picture:
     """Draw the share of wrong top recommendations among the users kept, against the share kept."""
-    figure, axes = _axes(f"Risk and coverage: {run.label}", "coverage (share of users kept)", "risk (1 − HR@1)")
+    figure, axes = _axes(f"Risk and coverage of {run.label}", "coverage (share of users kept)", "risk (1 − HR@1)")
     base = run.found[run.signal]["user"].get("base_rate")
-    lows = []
+    drawn = []
     for source, style in (("confidence", "-"), ("likelihood", ":")):
         if source == "likelihood" or run.trained:
             coverage, risk = (np.asarray(run.found[source]["risk_coverage"][key]) for key in ("coverage", "risk"))
             kept = coverage * run.found["num_rows"] >= min(FEWEST_USERS, run.found["num_rows"])
             axes.plot(coverage[kept], risk[kept], style, color=_colour(number), label=source)
-            lows.append(risk[kept].min())
+            drawn.extend(risk[kept])
     if _is_number(base):
         axes.axhline(1 - base, ls="--", lw=1.2, color=MUTED, label="random")
         coverage = np.linspace(0.005, 1, 200)
         axes.plot(coverage, np.maximum(0, 1 - base / coverage), "-.", lw=1.2, color=MUTED, label="oracle")
-        lows.append(1 - base)
-    room = 0.05 + 0.1 * (max(lows) - min(lows))
-    axes.set(xlim=(0, 1), ylim=(max(0, min(lows) - room), min(1, max(lows) + room)))
+        drawn.append(1 - base)
+    room = 0.01 + 0.1 * (max(drawn) - min(drawn))  # the oracle runs out of the frame
+    axes.set(xlim=(0, 1), ylim=(min(drawn) - room, max(drawn) + room))
     _legend(figure, axes)
     caption = f"Lower is better. The curves start at {FEWEST_USERS} users; the oracle keeps all hits before any miss."
-    return Picture(_slug(f"risk {number} {run.label}"), caption, figure)
+    return _draw(f"risk {number} {run.label}", f"Risk and coverage of {run.label}", caption, figure)
 
 
 def rejection_picture(runs: list[EvaluatedRun], key: str) -> Picture:
     """Draw HR@10 or NDCG@10 of the users kept, against the share kept."""
-    colours, name = _colours(runs), key.upper()
-    figure, axes = _axes(f"{name} of the users kept", "coverage (share of users kept)", name)
-    for run in runs:
+    title = f"{key.upper()} of the users kept"
+    figure, axes = _axes(title, "coverage (share of users kept)", key.upper())
+    for number, run in enumerate(runs):
         for source, style in (("confidence", "-"), ("likelihood", ":")):
             if source == "likelihood" or run.trained:
                 curve = run.found[source]["rejection"]
-                axes.plot(
-                    curve["coverage"], curve[key], style, color=colours[run.label], label=f"{run.label}: {source}"
-                )
+                axes.plot(curve["coverage"], curve[key], style, color=_colour(number), label=f"{run.label}: {source}")
         everyone = _kept(run, "random", key)
         if _is_number(everyone):
-            axes.axhline(everyone, ls="--", lw=1, color=colours[run.label], label=f"{run.label}: random")
+            axes.axhline(everyone, ls="--", lw=1, color=_colour(number), label=f"{run.label}: random")
     axes.set(xlim=(0, 1), ylim=(0, None))
     _legend(figure, axes)
-    return Picture(_slug(f"kept {key}"), "Higher is better; at full coverage all users are kept.", figure)
+    return _draw(f"kept {key}", title, "Higher is better; at full coverage all users are kept.", figure)
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", words.lower().replace("@", "")).strip("-")
 
 
 def _inline_svg(picture: Picture) -> str:
     """Return the figure as SVG for the inside of report.html: no fixed size, own ids, colours as variables."""
-    buffer = StringIO()
-    picture.figure.savefig(buffer, format="svg", metadata=NO_DATE)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(picture.title)}" ', 1)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", svg)
     for colour, variable in VARIABLES.items():
@@ -577,175 +619,118 @@ def _inline_svg(picture: Picture) -> str:
 # ------------------------------------------------------------------------------------------------------ blocks
 
 
-class Block(Protocol):
-    """A part of the report that knows how to write itself."""
+class Block(NamedTuple):
+    """A part of the report, in both forms."""
 
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-
-    def html(self) -> str:
-        """Return it as HTML."""
+    markdown: str
+    html: str
+    pictures: Sequence[Picture] = ()
 
 
-@dataclass(frozen=True)
-class Heading:
-    """A heading of a section, or of a part of one."""
-
-    text: str
-    level: int = 2
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return f"{'#' * self.level} {_markdown(self.text)}"
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        return f'<h{self.level} id="{_slug(self.text)}">{html.escape(self.text)}</h{self.level}>'
+def _heading(text: str, level: int = 2) -> Block:
+    return Block(f"{'#' * level} {_markdown(text)}", f'<h{level} id="{_slug(text)}">{html.escape(text)}</h{level}>')
 
 
-@dataclass(frozen=True)
-class Paragraph:
-    """Plain text."""
-
-    text: str
-    note: bool = False
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return _markdown(self.text)
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        return f"<p{' class=note' if self.note else ''}>{html.escape(self.text)}</p>"
+def _paragraph(text: str) -> Block:
+    return Block(_markdown(text), f"<p>{html.escape(text)}</p>")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table; of numbers, with the best of each column in bold, or of settings."""
-
-    rows: Rows
-    numbers: bool = True
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return markdown_table(self.rows, bold=self.numbers)
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        return _html_table(self.rows, bold=self.numbers)
+def _note(text: str) -> Block:
+    return Block(_markdown(text), f'<p class="note">{html.escape(text)}</p>')
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures side by side."""
-
-    pictures: list[Picture]
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return "\n\n".join(
-            f"![{_markdown(picture.caption)}](figures/{picture.name}.png)\\\n*{_markdown(picture.caption)}*"
-            for picture in self.pictures
-        )
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        shown = [
-            f"<figure>{_inline_svg(picture)}<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
-            for picture in self.pictures
-        ]
-        return f'<div class="gallery">{"".join(shown)}</div>'
+def _numbers(rows: Rows) -> Block:
+    return Block(markdown_table(rows), _html_table(rows))
 
 
-@dataclass(frozen=True)
-class Recommended:
+def _gallery(pictures: Sequence[Picture]) -> Block:
+    shown = [
+        f"![{_markdown(picture.title)}](figures/{picture.name}.png)\n\n*{_markdown(picture.caption)}*"
+        for picture in pictures
+    ]
+    figures = [
+        f"<figure>{_inline_svg(picture)}<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        for picture in pictures
+    ]
+    return Block("\n\n".join(shown), f'<div class="gallery">{"".join(figures)}</div>', pictures)
+
+
+class Recommended(NamedTuple):
     """What one run recommends to one user, with bars in [0, 1] of the longest of all."""
 
     run: str
+    colour: str
     titles: list[str]
     values: list[float]
     bars: list[float]
     hits: list[bool]
 
 
-@dataclass(frozen=True)
-class User:
-    """A user of the examples: what came before, what came next, what each run recommended."""
+class User(NamedTuple):
+    """A user of the examples: what came before, what came next, what each run recommended, where it was right."""
 
     user: int
     history: list[str]
     target: str
     recommended: list[Recommended]
-
-    @property
-    def outcome(self) -> str:
-        """In words, where the runs ranked what came next."""
-        ranks = [f"{shown.run} rank {shown.hits.index(True) + 1}" for shown in self.recommended if any(shown.hits)]
-        return ", ".join(ranks) if ranks else "not among the recommended"
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        width = max(len(shown.titles) for shown in self.recommended)
-        rows = [[str(rank + 1), *(_text_cell(shown, rank) for shown in self.recommended)] for rank in range(width)]
-        head = ["#", *(_markdown(shown.run) for shown in self.recommended)]
-        lines = [f"| {' | '.join(row)} |" for row in [head, ["--:", *[":--"] * (len(head) - 1)], *rows]]
-        return "\n".join(
-            [
-                f"<details><summary>User {self.user}: {html.escape(self.outcome)}</summary>\n",
-                f"History: {' → '.join(map(_markdown, self.history))}\\",
-                f"Next: **{_markdown(self.target)}**\n",
-                *lines,
-                "\n</details>",
-            ]
-        )
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        kind = "user hit" if any(any(shown.hits) for shown in self.recommended) else "user"
-        history = "".join(f"<li>{html.escape(title)}</li>" for title in self.history)
-        return (
-            f'<details class="{kind}"><summary><b>User {self.user}</b> next: {html.escape(self.target)}'
-            f'<span class="outcome">{html.escape(self.outcome)}</span></summary><div class="lists">'
-            f'<section><h4>History</h4><ol class="history">{history}</ol>'
-            f'<p class="next">Next: <b>{html.escape(self.target)}</b></p></section>'
-            f"{''.join(map(_html_list, self.recommended))}</div></details>"
-        )
+    outcome: str
 
 
-@dataclass(frozen=True)
-class Examples:
-    """A browsable list of users."""
-
-    users: list[User]
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        return "\n\n".join(user.markdown() for user in self.users)
-
-    def html(self) -> str:
-        """Return it as HTML."""
-        users = "".join(user.html() for user in self.users).replace("<details ", "<details open ", 1)
-        return (
-            '<input type="checkbox" id="only-hits"><label for="only-hits"> only users with a hit</label>'
-            f'<div class="users">{users}</div>'
-        )
+def _users(users: list[User]) -> Block:
+    shown = "".join(map(_html_user, users)).replace("<details ", "<details open ", 1)
+    return Block(
+        "\n\n".join(map(_markdown_user, users)),
+        '<input type="checkbox" id="only-hits"><label for="only-hits"> only users with a hit</label>'
+        f'<div class="users">{shown}</div>',
+    )
 
 
-def _text_cell(shown: Recommended, rank: int) -> str:
+def _markdown_user(user: User) -> str:
+    width = max(len(shown.titles) for shown in user.recommended)
+    head = ["#", *(_markdown(shown.run) for shown in user.recommended)]
+    rows = [[str(rank + 1), *(_markdown_cell(shown, rank) for shown in user.recommended)] for rank in range(width)]
+    lines = [f"| {' | '.join(row)} |" for row in [head, ["--:", *[":--"] * len(user.recommended)], *rows]]
+    return "\n".join(
+        [
+            f"<details><summary>User {user.user}: {html.escape(user.outcome)}</summary>\n",
+            f"History: {' → '.join(map(_markdown, user.history))}\n",
+            f"Next: **{_markdown(user.target)}**\n",
+            *lines,
+            "\n</details>",
+        ]
+    )
+
+
+def _markdown_cell(shown: Recommended, rank: int) -> str:
     if rank >= len(shown.titles):
         return DASH
     title = _markdown(shown.titles[rank])
     title = f"**{title}** ✓" if shown.hits[rank] else title
-    return f"{title} `{'█' * max(1, round(8 * shown.bars[rank]))}` {shown.values[rank]:.3f}"
+    return f"{title} {'█' * max(1, round(8 * shown.bars[rank]))} {shown.values[rank]:.3f}"
+
+
+def _html_user(user: User) -> str:
+    kind = "user hit" if any(any(shown.hits) for shown in user.recommended) else "user"
+    history = "".join(f"<li>{html.escape(title)}</li>" for title in user.history)
+    return (
+        f'<details class="{kind}"><summary><b>User {user.user}</b> next: {html.escape(user.target)} '
+        f'<span class="outcome">{html.escape(user.outcome)}</span></summary><div class="lists">'
+        f"<section><h4>History</h4><ol>{history}</ol>"
+        f'<p class="next">Next: <b>{html.escape(user.target)}</b></p></section>'
+        f"{''.join(map(_html_list, user.recommended))}</div></details>"
+    )
 
 
 def _html_list(shown: Recommended) -> str:
     items = [
-        f'<li{" class=hit" if hit else ""}><span class="title">{html.escape(title)}{" ✓" if hit else ""}</span>'
+        f'<li class="{"hit" if hit else "miss"}"><span class="title">{html.escape(title)}{" ✓" if hit else ""}</span>'
         f'<span class="bar"><i style="width:{100 * bar:.1f}%"></i></span><span class="value">{value:.3f}</span></li>'
         for title, value, bar, hit in zip(shown.titles, shown.values, shown.bars, shown.hits, strict=True)
     ]
-    return f'<section><h4>{html.escape(shown.run)}</h4><ol class="recommended">{"".join(items)}</ol></section>'
+    return (
+        f'<section style="--bar: var({VARIABLES[shown.colour]})"><h4>{html.escape(shown.run)}</h4>'
+        f'<ol class="recommended">{"".join(items)}</ol></section>'
+    )
 
 
 def _markdown(text: str) -> str:
@@ -783,38 +768,28 @@ def write(config: ReportConfig) -> Path:
         check_new_folder(out)
     runs = read_runs(config.runs, config.split)
     with matplotlib.rc_context(STYLE):
-        blocks = compose(runs, config.split)
-        if _holds_report(out):
-            _replace(out, blocks)
-        else:
-            with new_folder(out) as folder:
-                _write(folder, blocks)
+        _publish(out, compose(runs, config.split))
     return config.out
 
 
 def compose(runs: list[EvaluatedRun], split: Split) -> list[Block]:
     """Return the blocks of the report, in order."""
     return [
-        Heading("Comparison"),
-        Paragraph(_headline(runs)),
+        _heading("Comparison"),
+        _paragraph(_headline(runs)),
         *_comparison(runs, split),
-        Heading("Training"),
-        Paragraph("Of what was measured on valid, the best checkpoint by NDCG@10 was kept and is compared above."),
-        Gallery(training_pictures(runs)),
-        Heading("Reliability"),
-        Paragraph(RELIABILITY_GUIDE),
-        Gallery([reliability_picture(run, number) for number, run in enumerate(runs)]),
-        Heading("Risk and coverage"),
-        Paragraph(RISK_GUIDE),
-        Gallery(
-            [
-                *(risk_picture(run, number) for number, run in enumerate(runs)),
-                *(rejection_picture(runs, key) for key in ("hr@10", "ndcg@10")),
-            ]
-        ),
-        Heading("Examples"),
+        _heading("Training"),
+        *_training(runs),
+        _heading("Reliability"),
+        _paragraph(RELIABILITY_GUIDE),
+        _gallery([reliability_picture(run, number) for number, run in enumerate(runs)]),
+        _heading("Risk and coverage"),
+        _paragraph(RISK_GUIDE),
+        _gallery([risk_picture(run, number) for number, run in enumerate(runs)]),
+        _gallery([rejection_picture(runs, key) for key in ("hr@10", "ndcg@10")]),
+        _heading("Examples"),
         *_examples(runs),
-        Heading("Settings"),
+        _heading("Settings"),
         *_settings(runs),
     ]
 
@@ -837,12 +812,19 @@ def _headline(runs: list[EvaluatedRun]) -> str:
     simple = {key: float(values.get(value) or 0) for key, values in runs[0].found["baselines"].items()}
     strongest = max(simple, key=lambda key: simple[key], default="")
     reached = f"Highest NDCG@10: {best.label}, {_cell(best.found['ranking'].get(value))}"
-    if not strongest:
-        return f"{reached}."
     name = BASELINES.get(strongest, strongest)
-    below = [run.label for run in runs if float(run.found["ranking"].get(value) or 0) <= simple[strongest]]
-    warning = f" Not above it, so not working yet: {', '.join(below)}." if below else ""
-    return f"{reached}; strongest simple baseline: {name}, {simple[strongest]:.4f}.{warning}"
+    baseline = f"; strongest simple baseline: {name}, {simple[strongest]:.4f}" if strongest else ""
+    below = [run.label for run in runs if float(run.found["ranking"].get(value) or 0) <= simple.get(strongest, -1)]
+    start = [run.label for run in runs if run.at_start]
+    return "".join(
+        [
+            f"{reached}{baseline}.",
+            f" Not above that baseline, so not working yet: {', '.join(below)}." if below else "",
+            f" Evaluated at update 0, the best on valid, so the same model as before: {', '.join(start)}."
+            if start
+            else "",
+        ]
+    )
 
 
 def _comparison(runs: list[EvaluatedRun], split: Split) -> list[Block]:
@@ -850,30 +832,34 @@ def _comparison(runs: list[EvaluatedRun], split: Split) -> list[Block]:
     rate = max(float(run.found["ranking"].get("hr@10") or 0) for run in runs)
     error = math.sqrt(rate * (1 - rate) / max(rows, 1))
     guide = (
-        f"How to read it. {rows} rows of the {split} split, one user's next item each; every run ranks the whole catalogue "
-        "by beam search over its semantic IDs. HR@k is the share of users whose next item is among the first k, NDCG@k "
-        "also rewards a high rank; both at item level. ECE (lower is better) is how far the confidence of the top "
-        "recommendation lies from how often it is right, AUROC how well it tells right from wrong (0.5 is chance). Last "
-        "column: HR@10 of the users left when the least confident half is rejected. The baselines are counted on the "
-        f"training split. Bold is best. With so many rows, an HR@10 of {rate:.3f} has a standard error of {error:.4f}."
+        f"How to read it. {rows} rows of the {split} split, each one user's next item; every run ranks the whole "
+        "catalogue by beam search over its semantic IDs. HR@k is the share of users whose next item is among the "
+        "first k, NDCG@k also rewards a high rank; both at item level. ECE (lower is better) is how far the confidence "
+        "of the top recommendation lies from how often it is right, AUROC how well it tells right from wrong (0.5 is "
+        "chance). Last column: HR@10 of the users left when the least confident half is rejected. The baselines are "
+        f"counted on the training split. Bold is best. With {rows} rows, an HR@10 of {rate:.3f} has a standard error "
+        f"of {error:.4f}: a smaller difference may be chance."
     )
-    footnote = [] if all(run.trained for run in runs) else [Paragraph(FOOTNOTE, note=True)]
+    footnote = [] if all(run.trained for run in runs) else [_note(FOOTNOTE)]
     return [
-        Grid(comparison_table(runs)),
+        _numbers(comparison_table(runs)),
         *footnote,
-        Paragraph(guide),
-        Heading("What the confidence is worth", 3),
-        Grid(confidence_table(runs)),
-        Paragraph(
-            "Brier skill is 0 for always saying the base rate, and negative for worse. AURC is the mean error rate over "
-            "all coverages; lower is better."
-            + (f" {MARK} Untrained confidence tokens." if footnote else ""),
-            note=True,
+        _paragraph(guide),
+        _heading("What the confidence is worth", 3),
+        _numbers(confidence_table(runs)),
+        _note(
+            "Brier skill is 0 for always saying the base rate, and negative for worse. AURC is the mean error rate "
+            "over all coverages; lower is better." + (f" {MARK} Untrained confidence tokens." if footnote else "")
         ),
-        Heading("At the level of semantic IDs", 3),
-        Grid(sid_table(runs)),
-        Paragraph("Differs from item level only where several items share a semantic ID.", note=True),
+        _heading("At the level of semantic IDs", 3),
+        _numbers(sid_table(runs)),
+        _note("Differs from item level only where several items share a semantic ID."),
     ]
+
+
+def _training(runs: list[EvaluatedRun]) -> list[Block]:
+    galleries = [_gallery(pictures) for command in CURVES if (pictures := training_pictures(runs, command))]
+    return galleries if galleries else [_paragraph("The runs logged nothing.")]
 
 
 def _examples(runs: list[EvaluatedRun]) -> list[Block]:
@@ -885,19 +871,20 @@ def _examples(runs: list[EvaluatedRun]) -> list[Block]:
     hits = sum(any(any(shown.hits) for shown in user.recommended) for user in users)
     scales = ", ".join(f"{run.label} {run.signal}, longest bar {longest[run.label]:.3f}" for run in runs)
     text = (
-        f"{len(users)} users drawn at random, hit or miss; for {hits} of them some run has the next item among its ten, "
-        f"marked ✓. Beside each title: {scales}."
+        f"{len(users)} users drawn at random, hit or miss; for {hits} of them some run has the next item among its "
+        f"ten, marked ✓. Beside each title: {scales}."
     )
-    return [Paragraph(text), Examples(users)]
+    return [_paragraph(text), _users(users)]
 
 
 def _user(runs: list[EvaluatedRun], shown: Sequence[dict[str, Any]], longest: dict[str, float]) -> User:
     recommended = []
-    for run, example in zip(runs, shown, strict=True):
+    for number, (run, example) in enumerate(zip(runs, shown, strict=True)):
         values = [float(item[run.signal]) for item in example["recommended"]]
         recommended.append(
             Recommended(
                 run=run.label,
+                colour=_colour(number),
                 titles=[item["title"] for item in example["recommended"]],
                 values=values,
                 bars=[value / longest[run.label] if longest[run.label] else 0.0 for value in values],
@@ -905,7 +892,9 @@ def _user(runs: list[EvaluatedRun], shown: Sequence[dict[str, Any]], longest: di
             )
         )
     history = max((example["history"] for example in shown), key=len)
-    return User(shown[0]["user"], history, shown[0]["target"], recommended)
+    ranks = [f"{found.run} rank {found.hits.index(True) + 1}" for found in recommended if any(found.hits)]
+    outcome = ", ".join(ranks) if ranks else "not among the recommended"
+    return User(shown[0]["user"], history, shown[0]["target"], recommended, outcome)
 
 
 def _settings(runs: list[EvaluatedRun]) -> list[Block]:
@@ -914,25 +903,25 @@ def _settings(runs: list[EvaluatedRun]) -> list[Block]:
         ("environment", lambda run: run.config["environment"]),
         ("setting", lambda run: {"command": run.command, **run.config["settings"]}),
     ]
-    return [Grid(_settings_table(runs, part, name), numbers=False) for name, part in parts]
+    tables = [_settings_table(runs, part, name) for name, part in parts]
+    return [Block(markdown_table(rows, bold=False), _html_table(rows, bold=False)) for rows in tables]
 
 
 def _write(folder: Path, blocks: list[Block]) -> None:
     (folder / "figures").mkdir()
     for block in blocks:
-        for picture in block.pictures if isinstance(block, Gallery) else []:
-            for kind in ("png", "svg"):
-                metadata = NO_DATE if kind == "svg" else None
-                picture.figure.savefig(folder / "figures" / f"{picture.name}.{kind}", dpi=160, metadata=metadata)
-    text = "\n\n".join(block.markdown() for block in blocks)
+        for picture in block.pictures:
+            (folder / "figures" / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+            (folder / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+    text = "\n\n".join(block.markdown for block in blocks)
     (folder / "report.md").write_text(f"# {TITLE}\n\n{text}\n", encoding="utf-8")
     (folder / "report.html").write_text(_page(blocks), encoding="utf-8")
 
 
 def _page(blocks: list[Block]) -> str:
-    sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
-    links = "".join(f'<a href="#{_slug(text)}">{html.escape(text)}</a>' for text in sections)
-    body = "\n".join(block.html() for block in blocks)
+    sections = [block.markdown[3:] for block in blocks if block.markdown.startswith("## ")]
+    links = "".join(f'<a href="#{_slug(text)}">{text}</a>' for text in sections)
+    body = "\n".join(block.html for block in blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -947,38 +936,40 @@ def _holds_report(out: Path) -> bool:
     return "report.md" in names and names <= OWN_FILES
 
 
-def _replace(out: Path, blocks: list[Block]) -> None:
-    """Write a new report beside the old one, and swap them when it is whole."""
-    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    for left in (new, old):  # by a killed process that had this number
+def _publish(out: Path, blocks: list[Block]) -> None:
+    """Write the report beside `out`, and swap it in when it is whole."""
+    new, old = (out.with_name(f".{out.name}.{kind}") for kind in ("new", "old"))
+    for left in (new, old):  # by a killed process
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(new) as folder:
         _write(folder, blocks)
-    out.rename(old)
+    if out.exists():
+        out.rename(old)
     new.rename(out)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 TITLE = "ugr-fast report"
-NO_DATE = {"Date": None}
 CSS = """
-body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 4rem; background: var(--c3); color: var(--c0);
+body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 1rem 0 .25rem; } h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; } h4 { font-size: .9rem; margin: .25rem 0 .5rem; }
-p { max-width: 46rem; } a { color: var(--c4); } .note { color: var(--c1); font-size: .87rem; margin-top: .4rem; }
+p { max-width: 46rem; } a { color: var(--run0); } .note { color: var(--muted); font-size: .87rem; margin-top: .4rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .95rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .75rem 0; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--c2); text-align: left; vertical-align: baseline; }
-thead th { color: var(--c1); font-weight: 600; vertical-align: bottom; } tbody th { font-weight: 500; min-width: 9rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--grid); text-align: left; vertical-align: baseline; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
+tbody th { font-weight: 500; min-width: 9rem; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
 .settings td { overflow-wrap: anywhere; min-width: 6rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.25rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.25rem;
+  margin: 1rem 0 1.5rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-figcaption { color: var(--c1); font-size: .82rem; line-height: 1.4; }
-.user { border-bottom: 1px solid var(--c2); padding: .45rem 0; } summary { cursor: pointer; }
-.outcome { color: var(--c1); font-size: .85rem; margin-left: .75rem; } .hit .outcome { color: var(--c6); }
+figcaption { color: var(--muted); font-size: .82rem; line-height: 1.4; }
+.user { border-bottom: 1px solid var(--grid); padding: .45rem 0; } summary { cursor: pointer; }
+.outcome { color: var(--muted); font-size: .85rem; margin-left: .75rem; } .hit .outcome { color: var(--run2); }
 #only-hits:checked ~ .users .user:not(.hit) { display: none; }
 .lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .5rem 2rem;
   padding: .75rem 0 .5rem; font-size: .87rem; line-height: 1.4; }
@@ -986,14 +977,15 @@ figcaption { color: var(--c1); font-size: .82rem; line-height: 1.4; }
 .recommended li { display: grid; grid-template-columns: 1fr 5rem 2.8rem; gap: .6rem; align-items: center;
   position: relative; counter-increment: rank; }
 .recommended { counter-reset: rank; } .recommended li::before { content: counter(rank); position: absolute;
-  left: -1.6rem; width: 1.2rem; text-align: right; color: var(--c1); }
-.bar { background: var(--c2); height: .55rem; border-radius: .3rem; overflow: hidden; }
-.bar i { display: block; height: 100%; background: var(--c4); } .hit .bar i, .recommended .hit .bar i { }
-.value { text-align: right; font-variant-numeric: tabular-nums; color: var(--c1); }
-.recommended .hit .title { font-weight: 700; color: var(--c6); } .recommended .hit .bar i { background: var(--c6); }
+  left: -1.6rem; width: 1.2rem; text-align: right; color: var(--muted); }
+.bar { background: var(--grid); height: .55rem; border-radius: .3rem; overflow: hidden; }
+.bar i { display: block; height: 100%; background: var(--bar); }
+.value { text-align: right; font-variant-numeric: tabular-nums; color: var(--muted); }
+.recommended .hit .title { font-weight: 700; color: var(--run2); }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } nav, #only-hits, label { display: none; }
   figure, tr, .user { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .gallery { grid-template-columns: 1fr 1fr; } * { print-color-adjust: exact; } }
+  .gallery { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; } table { font-size: 8pt; }
+  th, td { padding: .15rem .4rem; } tbody th { min-width: 0; } * { print-color-adjust: exact; } }
 """
 
 

@@ -32,7 +32,7 @@ from ugr_fast.model import Catalogue, confidence_logit, packed_hidden_states, pa
 from ugr_fast.packing import pack_prefixes
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
-from ugr_fast.run import Run, choose_device, descend, make_optimizers, schedule, seed_everything, set_threads
+from ugr_fast.run import Learner, Run, choose_device, seed_everything, set_threads
 
 if TYPE_CHECKING:
     from ugr_fast.configs import RlConfig
@@ -86,20 +86,20 @@ def train(config: RlConfig) -> dict[str, Any]:
     run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     model = start.load_model(device)
     reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
-    optimizers = make_optimizers(model, config.lr, config.weight_decay)
+    learner = Learner.make(model, config.lr, config.weight_decay)
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
-    state = run.resume(model, optimizers)
+    state = run.resume(learner)
     if state is None:
-        state = _validate(config, run, model, optimizers, catalogue, valid, {"update": 0, "seconds": 0.0})
+        state = _validate(config, run, learner, catalogue, valid, {"update": 0, "seconds": 0.0})
     with bar("rl", config.updates, done=state["update"]) as advance:
         while state["update"] < config.updates:
             rows = dataset.train.take(batch_of(state["update"], len(dataset.train), config.batch_size, config.seed))
-            found = update(config, model, reference, optimizers, catalogue, rows, state["update"])
+            found = update(config, learner, reference, catalogue, rows, state["update"])
             state = {"update": state["update"] + 1, "seconds": state["seconds"] + found["seconds"]}
             run.log(step=state["update"], **{**found, "seconds": state["seconds"]})
             advance(1, note=f"reward {found['reward']:.3f} hit rate {found['hit_rate']:.2f}")
             if state["update"] % config.eval_every == 0 or state["update"] == config.updates:
-                state = _validate(config, run, model, optimizers, catalogue, valid, state)
+                state = _validate(config, run, learner, catalogue, valid, state)
     return run.best() or {}
 
 
@@ -131,21 +131,20 @@ def batch_of(update: int, num_rows: int, batch_size: int, seed: int) -> np.ndarr
 
 def update(
     config: RlConfig,
-    model: Any,
+    learner: Learner,
     reference: Any,
-    optimizers: list[torch.optim.Optimizer],
     catalogue: Catalogue,
     rows: data.Rows,
     number: int,
 ) -> dict[str, float]:
     """Do one rollout and `inner_updates` optimiser steps; return what to log."""
     started = time.monotonic()
-    schedule(optimizers, number / config.updates)
-    batch = roll_out(config, model, catalogue, rows)
+    learner.schedule(number / config.updates)
+    batch = roll_out(config, learner.model, catalogue, rows)
     rolled = time.monotonic()
     for _ in range(config.inner_updates):
-        parts = backward(config, model, reference, catalogue, batch)
-        norm = descend(model, optimizers, config.clip_grad)
+        parts = backward(config, learner.model, reference, catalogue, batch)
+        norm = learner.descend(config.clip_grad)
     done = time.monotonic()
     return {
         **parts,
@@ -241,7 +240,8 @@ def group_losses(
     there = tokens >= 0  # (B, G, L)
     packed = pack_prefixes(batch.prompts, batch.tokens.numpy(), suffix=catalogue.vocabulary.suffix)
     where = torch.from_numpy(packed.logit_index).to(device)
-    settings: dict[str, Any] = {"normalize": config.normalize, "vocabulary": catalogue.vocabulary, "trie": catalogue.trie}
+    vocabulary = catalogue.vocabulary
+    settings: dict[str, Any] = {"normalize": config.normalize, "vocabulary": vocabulary, "trie": catalogue.trie}
     hidden = packed_hidden_states(model, packed)
     logprobs = losses.token_logprobs(model, hidden, where, tokens, **settings)
     policy_loss = losses.policy(logprobs, old, advantages, there, clip=config.clip)
@@ -317,19 +317,18 @@ def _confidence_metrics(confidence: torch.Tensor, hits: torch.Tensor, present: t
 def _validate(
     config: RlConfig,
     run: Run,
-    model: Any,
-    optimizers: list[torch.optim.Optimizer],
+    learner: Learner,
     catalogue: Catalogue,
     valid: data.Rows,
     state: dict[str, Any],
 ) -> dict[str, Any]:
-    found = validation_metrics(model, catalogue, valid, config.num_beams, config.normalize)
+    found = validation_metrics(learner.model, catalogue, valid, config.num_beams, config.normalize)
     run.log(step=state["update"], seconds=state["seconds"], valid=found)
     best = run.best() or {"ndcg@10": -1.0}
     better = found["ndcg@10"] > best["ndcg@10"]
     if better:
         best = {"step": state["update"], **found}
-    run.save_checkpoint(state["update"], model, optimizers, state, best)
+    run.save_checkpoint(state["update"], learner, state, best)
     say(
         f"rl update {state['update']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}, AUROC of confidence {found['confidence_auroc']:.3f}"

@@ -29,6 +29,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ugr_fast.configs import check
 from ugr_fast.files import (
@@ -104,47 +106,106 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def make_optimizers(model: Any, lr: float, weight_decay: float, muon_lr: float = 0.0) -> list[Optimizer]:
-    """Return AdamW for all trainable weights or, with `muon_lr`, Muon for the matrices inside the layers.
+@dataclass(frozen=True)
+class Learner:
+    """A model in training: its optimisers and, if wanted, the running average of its weights.
 
-    AdamW decays matrices and leaves vectors alone. Embeddings and head always take AdamW.
-
-    Source:
-        Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
+    Attributes:
+        model: what the optimisers move.
+        optimizers: AdamW and, for the matrices inside the layers, Muon.
+        average: the average of `model` over updates; None for none.
     """
-    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    inner = [p for p in trained if muon_lr and p.ndim == 2 and id(p) not in tables]
-    taken = {id(p) for p in inner}
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1 and id(p) not in taken], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
-    if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
+
+    model: Any
+    optimizers: list[Optimizer]
+    average: AveragedModel | None = None
+
+    @classmethod
+    def make(
+        cls, model: Any, lr: float, weight_decay: float, *, muon_lr: float = 0.0, average: float = 0.0
+    ) -> Learner:
+        """Return a learner of `model`.
+
+        Args:
+            model: a causal language model.
+            lr: peak learning rate of AdamW, which decays matrices and leaves vectors alone.
+            weight_decay: of matrices.
+            muon_lr: peak learning rate of Muon for the matrices inside the layers; 0 leaves them to AdamW.
+            average: decay of the running average of weights; 0 keeps none.
+
+        Source:
+            Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
+        """
+        tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        inner = [p for p in trained if muon_lr and p.ndim == 2 and id(p) not in tables]
+        taken = {id(p) for p in inner}
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1 and id(p) not in taken], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
+        if inner:
+            optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["peak"] = group["lr"]
-    return optimizers
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
+        return cls(model, optimizers, averaged)
 
+    @property
+    def used(self) -> Any:
+        """The model to validate and keep: the average where there is one."""
+        return self.model if self.average is None else self.average.module
 
-def schedule(optimizers: list[Optimizer], progress: float) -> None:
-    """Set learning rates for `progress` in [0, 1]: linear warm-up over 5%, then cosine to 5% of each peak."""
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    factor = min(1.0, (progress + 1e-4) / 0.05) * (0.05 + 0.95 * cosine)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
+    def schedule(self, progress: float) -> None:
+        """Set learning rates for `progress` in [0, 1]: linear warm-up over 5%, then cosine to 5% of each peak."""
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        factor = min(1.0, (progress + 1e-4) / 0.05) * (0.05 + 0.95 * cosine)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * factor
 
+    def descend(self, clip_grad: float) -> float:
+        """Clip the gradient, take one step, clear the gradient, and return its norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad).item()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return norm
 
-def descend(model: Any, optimizers: list[Optimizer], clip_grad: float) -> float:
-    """Clip the gradient, take one step, clear the gradient, and return its norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad).item()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return norm
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return by name what goes on beside the used model: optimisers, random generators, the weights averaged."""
+        found = {"rng": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            found |= {f"rng.cuda.{gpu}": state for gpu, state in enumerate(torch.cuda.get_rng_state_all())}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    found[f"optimizer.{number}.{index}.{name}"] = torch.as_tensor(value).contiguous()
+        if self.average is not None:
+            found["average.count"] = self.average.n_averaged
+            found |= {f"weights.{name}": value.detach() for name, value in self.model.named_parameters()}
+        return found
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up what `tensors` returned."""
+        for number, optimizer in enumerate(self.optimizers):
+            restored: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimizer.{number}."):
+                    _, _, index, name = key.split(".", 3)
+                    restored.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
+        if self.average is not None:
+            self.average.n_averaged.copy_(tensors["average.count"])
+            with torch.no_grad():
+                for name, value in self.model.named_parameters():
+                    value.copy_(tensors[f"weights.{name}"])
+        torch.set_rng_state(tensors["rng"])
+        for gpu in range(torch.cuda.device_count()):
+            if f"rng.cuda.{gpu}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng.cuda.{gpu}"], gpu)
 
 
 class Run:
@@ -304,7 +365,7 @@ class Run:
                 kept.append(json.loads(line))
             except json.JSONDecodeError as error:
                 if index < len(lines) - 1:
-                    raise ValueError(f"{path} is not JSON in line {index + 1}: {error}") from error
+                    raise ValueError(f"{path} is not JSON in line {index + 1} ({error}); remove that line") from error
         return kept
 
     def _forget_after(self, step: int) -> None:
@@ -323,15 +384,12 @@ class Run:
         """Return the steps that have a checkpoint, ascending."""
         return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
 
-    def save_checkpoint(
-        self, step: int, model: Any, optimizers: list[Optimizer], state: dict[str, Any], best: dict[str, Any]
-    ) -> None:
+    def save_checkpoint(self, step: int, learner: Learner, state: dict[str, Any], best: dict[str, Any]) -> None:
         """Write a checkpoint, whole or not at all, and remove those that are neither the last nor the best.
 
         Args:
             step: optimiser steps so far.
-            model: saved in the format of transformers.
-            optimizers: their state is saved as tensors by name.
+            learner: its used model is saved in the format of transformers, the rest as tensors by name.
             state: JSON values that the loop needs to go on.
             best: the step that is best on valid so far, as "step", and its metrics.
         """
@@ -339,18 +397,22 @@ class Run:
         if not target.exists():
             with new_folder(target) as folder:
                 with _no_bars():
-                    model.save_pretrained(folder / "model")
-                save_tensors(_state_tensors(optimizers), folder / "state.safetensors")
+                    learner.used.save_pretrained(folder / "model")
+                save_tensors(learner.tensors(), folder / "state.safetensors")
                 write_json(folder / "state.json", {**state, "step": step, "best": best})
                 files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
                 write_checksums(folder, files)
-        write_json(self.folder / "best.json", best)
-        for old in self.steps():
-            if old not in (step, best["step"]):
-                shutil.rmtree(self.checkpoint(old))
+        self._settle(best)
 
-    def resume(self, model: Any, optimizers: list[Optimizer]) -> dict[str, Any] | None:
-        """Load the newest checkpoint into `model` and `optimizers`; None if there is none.
+    def _settle(self, best: dict[str, Any]) -> None:
+        """Record the best step, and remove checkpoints that are neither the best nor the last."""
+        write_json(self.folder / "best.json", best)
+        for step in self.steps()[:-1]:
+            if step != best["step"]:
+                shutil.rmtree(self.checkpoint(step))
+
+    def resume(self, learner: Learner) -> dict[str, Any] | None:
+        """Load the newest checkpoint into `learner` and return its state; None if there is none.
 
         Raises:
             ValueError: the checkpoint was truncated or altered.
@@ -366,12 +428,12 @@ class Run:
             state: dict[str, Any] = read_json(folder / "state.json", "ugr-fast sft")
             weights = load_tensors(folder / "model" / "model.safetensors")
             tensors = load_tensors(folder / "state.safetensors")
-            missing, unexpected = model.load_state_dict(weights, strict=False)
-            _restore_tensors(optimizers, tensors)
+            missing, unexpected = learner.used.load_state_dict(weights, strict=False)
+            learner.restore(tensors)
         if unexpected or any(key != "lm_head.weight" for key in missing):
             raise ValueError(f"checkpoint {folder} belongs to another model; remove it or choose another `out`")
         self._forget_after(state["step"])
-        write_json(self.folder / "best.json", state["best"])
+        self._settle(state["best"])
         return state
 
     def best(self) -> dict[str, Any] | None:
@@ -457,29 +519,3 @@ def _plain(settings: Any) -> dict[str, Any]:
     return {
         key: os.fspath(value) if isinstance(value, Path) else value for key, value in values.items() if key != "out"
     }
-
-
-def _state_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
-    """Return the state of optimisers and random generators by name."""
-    tensors = {"rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"rng.cuda.{gpu}": state for gpu, state in enumerate(torch.cuda.get_rng_state_all())}
-    for number, optimizer in enumerate(optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                tensors[f"optimizer.{number}.{index}.{name}"] = torch.as_tensor(value).contiguous()
-    return tensors
-
-
-def _restore_tensors(optimizers: list[Optimizer], tensors: dict[str, torch.Tensor]) -> None:
-    for number, optimizer in enumerate(optimizers):
-        restored: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer.{number}."):
-                _, _, index, name = key.split(".", 3)
-                restored.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
-    torch.set_rng_state(tensors["rng"])
-    for gpu in range(torch.cuda.device_count()):
-        if f"rng.cuda.{gpu}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"rng.cuda.{gpu}"], gpu)

@@ -23,16 +23,7 @@ from ugr_fast import data, sids
 from ugr_fast.model import Catalogue, SidVocabulary
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
-from ugr_fast.run import (
-    Run,
-    choose_device,
-    descend,
-    load_model,
-    make_optimizers,
-    schedule,
-    seed_everything,
-    set_threads,
-)
+from ugr_fast.run import Learner, Run, choose_device, load_model, seed_everything, set_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,18 +51,20 @@ def train(config: SftConfig) -> dict[str, Any]:
     run = Run.create(config.out, "sft", config, device)
     seed_everything(config.seed)
     model, vocabulary = start_model(config, codes)
+    if config.model is None and config.warm_start:
+        warm_start(model, vocabulary, sids.load_code_vectors(config.sids), config.warm_start)
     model.to(device)
     run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
     catalogue = Catalogue.build(vocabulary, codes)
-    optimizers = make_optimizers(model, *learning_rates(config))
-    state = run.resume(model, optimizers) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
+    learner = make_learner(config, model)
+    state = run.resume(learner) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
     sequences = data.sequences(dataset.train)
     say(f"sft: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(sequences)} sequences")
     while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
-        state = _epoch(config, run, model, optimizers, catalogue, sequences, state)
+        state = _epoch(config, run, learner, catalogue, sequences, state)
         if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
-            state = _validate(config, run, model, optimizers, catalogue, valid, state)
+            state = _validate(config, run, learner, catalogue, valid, state)
     return run.best() or {}
 
 
@@ -114,6 +107,34 @@ def small_decoder(config: SftConfig, vocabulary: SidVocabulary) -> Any:
     return transformers.Qwen3ForCausalLM(settings)
 
 
+def warm_start(model: Any, vocabulary: SidVocabulary, vectors: list[np.ndarray], scale: float) -> None:
+    """Start the embeddings of semantic-ID tokens from the vectors of their codes, so that like items begin alike.
+
+    The vectors are centred by level and projected on the principal axes that the model has room for; each level then
+    has `scale` times the standard deviation of a random start, and a quarter of the random start is kept.
+
+    Args:
+        model: a decoder fresh from its random start.
+        vocabulary: where the tokens are.
+        vectors: from `sids.load_code_vectors`, (codes, dim) by level; deeper levels keep their random start.
+        scale: of the vectors.
+    """
+    if not vectors:
+        return
+    table = model.get_input_embeddings().weight
+    deviation = table.detach().std()
+    centred = [torch.from_numpy(level - level.mean(0)) for level in vectors]
+    axes = torch.linalg.svd(torch.cat(centred), full_matrices=False).Vh[: table.shape[1]]  # (room, dim)
+    first = vocabulary.base
+    with torch.no_grad():
+        for size, level in zip(vocabulary.level_sizes, centred, strict=False):
+            rows = table[first : first + size]
+            placed = level @ axes.T  # (size, room)
+            rows.mul_(0.25)
+            rows[:, : placed.shape[1]] += placed * (scale * deviation / placed.std().clamp(min=1e-12))
+            first += size
+
+
 def add_dropout(model: Any, rate: float) -> None:
     """Drop out embeddings and what every attention and MLP adds to the residual stream, in train mode only."""
     if not 0 <= rate < 1:
@@ -148,12 +169,12 @@ def _load_tokenizer(folder: Path) -> Any:
         raise ValueError(f"`model` {folder} must hold a tokenizer ({str(error).splitlines()[0]})") from error
 
 
-def learning_rates(config: SftConfig) -> tuple[float, float, float]:
-    """Return AdamW's learning rate, the weight decay and Muon's learning rate, by what is trained."""
+def make_learner(config: SftConfig, model: Any) -> Learner:
+    """Return the learner of `model`; a given model gets gentler learning rates than one from scratch."""
     small = config.model is None
     lr = (2e-3 if small else 2e-4) if config.lr is None else config.lr
     muon_lr = (0.02 if small else 0.0) if config.muon_lr is None else config.muon_lr
-    return lr, config.weight_decay, muon_lr
+    return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=config.average)
 
 
 def collate(catalogue: Catalogue, windows: data.Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +208,9 @@ def batches(windows: data.Windows, batch_size: int, rng: np.random.Generator) ->
     return [cut[index] for index in rng.permutation(len(cut))]
 
 
-def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def loss_of(
+    model: Any, tokens: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Mean cross-entropy over the targets; the head runs only where there is one.
 
     Rows are padded on the right, where a causal model does not look.
@@ -195,14 +218,14 @@ def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Te
     decoder = getattr(model, model.base_model_prefix)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = targets != IGNORE
-    return cross_entropy(model.get_output_embeddings()(hidden[wanted]).float(), targets[wanted])
+    logits = model.get_output_embeddings()(hidden[wanted]).float()
+    return cross_entropy(logits, targets[wanted], label_smoothing=label_smoothing)
 
 
 def _epoch(
     config: SftConfig,
     run: Run,
-    model: Any,
-    optimizers: list[torch.optim.Optimizer],
+    learner: Learner,
     catalogue: Catalogue,
     sequences: data.Sequences,
     state: dict[str, Any],
@@ -210,16 +233,16 @@ def _epoch(
     rng = np.random.default_rng([config.seed, state["epoch"]])
     windows = data.windows(sequences, config.history + 1, rng)
     order = batches(windows, config.batch_size, rng)
-    device = next(model.parameters()).device
-    model.train()
+    device = next(learner.model.parameters()).device
+    learner.model.train()
     losses, norms, started = [], [], time.monotonic()
     with bar(f"sft epoch {state['epoch'] + 1}/{config.epochs}", len(order)) as advance:
         for index, rows in enumerate(order):
-            schedule(optimizers, (state["epoch"] + index / len(order)) / config.epochs)
+            learner.schedule((state["epoch"] + index / len(order)) / config.epochs)
             tokens, targets = collate(catalogue, windows, rows)
-            loss = loss_of(model, tokens.to(device), targets.to(device))
+            loss = loss_of(learner.model, tokens.to(device), targets.to(device), config.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
-            norms.append(descend(model, optimizers, config.clip_grad))
+            norms.append(learner.descend(config.clip_grad))
             losses.append(loss.item())
             advance(1, note=f"loss {losses[-1]:.3f}")
     state = {
@@ -241,21 +264,19 @@ def _epoch(
 def _validate(
     config: SftConfig,
     run: Run,
-    model: Any,
-    optimizers: list[torch.optim.Optimizer],
+    learner: Learner,
     catalogue: Catalogue,
     valid: data.Rows,
     state: dict[str, Any],
 ) -> dict[str, Any]:
-    model.eval()
-    found = validation_metrics(model, catalogue, valid, config.num_beams)
+    found = validation_metrics(learner.used.eval(), catalogue, valid, config.num_beams)
     run.log(step=state["step"], epoch=state["epoch"], seconds=state["seconds"], valid=found)
     best = run.best() or {"ndcg@10": -1.0}
     better = found["ndcg@10"] > best["ndcg@10"]
     if better:
         best = {"step": state["step"], "epoch": state["epoch"], **found}
     state = {**state, "stale": 0 if better else state["stale"] + 1}
-    run.save_checkpoint(state["step"], model, optimizers, state, best)
+    run.save_checkpoint(state["step"], learner, state, best)
     say(
         f"sft epoch {state['epoch']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}{'  (best so far)' if better else ''}"

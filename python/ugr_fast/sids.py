@@ -4,7 +4,7 @@
 
 Embeddings come from a file, from item texts through a local encoder, or from co-occurrence in the training
 split. They are quantised as they are, not normalised. The folder written holds `sids.parquet` (item, code_0,
-code_1, ...) and `meta.json`.
+code_1, ...), `vectors.safetensors` (where each code lies among the embeddings) and `meta.json`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from ugr_fast import data
 from ugr_fast.configs import check
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 Codes = NDArray[np.int64]
 Embeddings = NDArray[np.float32]
+VECTORS = "vectors.safetensors"
 
 
 def build(config: SidsConfig) -> dict[str, Any]:
@@ -48,11 +51,13 @@ def build(config: SidsConfig) -> dict[str, Any]:
     check(config)
     check_new_folder(config.out)
     dataset = data.load(config.data)
-    if config.source == "file":
+    embeddings = _embed(config, dataset)
+    if embeddings is None or config.source == "file":
         codes, method = _codes_of_file(config, dataset.num_items), "file"
     else:
         quantise, method = {"rkmeans": residual_kmeans, "rqvae": rqvae}[config.method], config.method
-        codes = quantise(_embed(config, dataset), config.levels, config.codes, config.seed)
+        codes = quantise(embeddings, config.levels, config.codes, config.seed)
+    vectors = [] if embeddings is None else code_vectors(embeddings, codes)
     meta = {
         "format": "ugr-fast.sids",
         "version": 1,
@@ -69,16 +74,19 @@ def build(config: SidsConfig) -> dict[str, Any]:
         "levels": codes.shape[1],
         "codes_used": [len(np.unique(level[level >= 0])) for level in codes.T],
         "unique": not collisions(codes)["items"],
+        "code_vectors": bool(vectors),
     }
-    _write(config.out, codes, meta)
+    _write(config.out, codes, vectors, meta)
     return meta
 
 
-def _write(out: Path, codes: Codes, meta: dict[str, Any]) -> None:
+def _write(out: Path, codes: Codes, vectors: list[Embeddings], meta: dict[str, Any]) -> None:
     pa = data.pyarrow()
     columns = {"item": np.arange(len(codes))} | {f"code_{i}": level.copy() for i, level in enumerate(codes.T)}
     with new_folder(out) as folder:
         pa.parquet.write_table(pa.table(columns), folder / "sids.parquet", compression="zstd")
+        if vectors:
+            save_file({f"level_{i}": level for i, level in enumerate(vectors)}, folder / VECTORS)
         write_json(folder / "meta.json", meta)
 
 
@@ -96,6 +104,28 @@ def load_codes(folder: str | os.PathLike[str]) -> Codes:
         ValueError: it is unreadable, not one row per item 0..N-1, or holds a null or negative code.
     """
     return read_codes(Path(folder) / "sids.parquet")
+
+
+def load_code_vectors(folder: str | os.PathLike[str]) -> list[Embeddings]:
+    """Read the vectors of the codes that `build` wrote.
+
+    Args:
+        folder: of semantic IDs.
+
+    Returns:
+        (codes of the level, dim) for each level; [] where `build` had no embeddings.
+
+    Raises:
+        ValueError: the file is truncated or altered.
+    """
+    path = Path(folder) / VECTORS
+    if not path.exists():
+        return []
+    try:
+        levels = load_file(path)
+        return [levels[f"level_{i}"] for i in range(len(levels))]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); make it again with `ugr-fast sids`") from error
 
 
 def read_codes(path: Path, columns: tuple[str, ...] = (), key: str = "item", variant: str = "") -> Codes:
@@ -149,7 +179,10 @@ def _codes_of_file(config: SidsConfig, num_items: int) -> Codes:
 # ------------------------------------------------------------------------------------------------- embeddings
 
 
-def _embed(config: SidsConfig, dataset: data.Dataset) -> Embeddings:
+def _embed(config: SidsConfig, dataset: data.Dataset) -> Embeddings | None:
+    """The embeddings that the codes or their vectors are made from; None for ready codes without any."""
+    if config.source == "file" and config.embeddings is None:
+        return None
     if config.source == "text":
         return encode_texts(dataset.texts, config.encoder)
     if config.source == "cooccurrence":
@@ -419,6 +452,38 @@ def rqvae(
     return found
 
 
+def code_vectors(embeddings: Embeddings, codes: Codes) -> list[Embeddings]:
+    """Place every code among the embeddings: the mean of what is left of its items at its level.
+
+    r_0 = x ; v_{l,k} = mean of r_l over the items with code k ; r_{l+1} = r_l - v_{l,code_l}
+
+    For residual k-means these are its centroids. Fine-tuning starts token embeddings from them.
+
+    Args:
+        embeddings: (N, dim) finite.
+        codes: (N, L) codes >= 0; -1 for no such level.
+
+    Returns:
+        L arrays (codes of the level, dim); 0 for a code that no item has.
+
+    Example:
+        >>> found = code_vectors(np.float32([[0], [2], [9]]), np.array([[0, 0], [0, 1], [1, 0]]))
+        >>> [level[:, 0].tolist() for level in found]
+        [[1.0, 9.0], [-0.5, 1.0]]
+    """
+    residual = embeddings.astype(np.float64)
+    found = []
+    for level in codes.T:
+        there = level >= 0
+        count = np.bincount(level[there])
+        total = np.zeros((len(count), residual.shape[1]))
+        np.add.at(total, level[there], residual[there])
+        vectors = total / np.maximum(count, 1)[:, None]
+        residual[there] -= vectors[level[there]]
+        found.append(vectors.astype(np.float32))
+    return found
+
+
 # ------------------------------------------------------------------------------------------------- collisions
 
 
@@ -434,7 +499,7 @@ def collisions(codes: Codes) -> dict[str, int]:
 
 
 def resolve_collisions(codes: Codes) -> Codes:
-    """Add a level that numbers the items of one semantic ID 0, 1, ... by ascending item.
+    """Add a level that numbers the items of a shared semantic ID 0, 1, ... by ascending item; −1 for one of its own.
 
     Args:
         codes: (N, L) codes.
@@ -444,9 +509,9 @@ def resolve_collisions(codes: Codes) -> Codes:
 
     Example:
         >>> resolve_collisions(np.array([[1, 2], [1, 3], [1, 2]]))
-        array([[1, 2, 0],
-               [1, 3, 0],
-               [1, 2, 1]])
+        array([[ 1,  2,  0],
+               [ 1,  3, -1],
+               [ 1,  2,  1]])
     """
     _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)

@@ -1,0 +1,28 @@
+"""Recommend after items given on the command line, or say nothing where the model is not sure enough.
+
+After `make demo`: python examples/recommend.py runs/demo/rl "Star Wars (1977)" "Alien (1979)" --min-confidence 0.05
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ugr_fast.recommend import Recommender
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("run", help="run directory of `ugr-fast rl`")
+parser.add_argument("history", nargs="+", help="items chosen so far, oldest first: titles or ids")
+parser.add_argument("-k", type=int, default=5, help="recommendations at most (default: 5)")
+parser.add_argument("--min-confidence", type=float, default=0.0, help="leave out what is less sure (default: 0)")
+options = parser.parse_args()
+
+try:
+    found = Recommender.load(options.run)(options.history, k=options.k)
+except (ValueError, OSError) as error:
+    sys.exit(f"recommend: {error}")
+sure = [item for item in found if item.confidence >= options.min_confidence]
+if not sure:
+    sys.exit(f"not sure enough: the highest confidence is {max(item.confidence for item in found):.3f}")
+for item in sure:
+    print(f"{item.confidence:.3f}  {item.title}")

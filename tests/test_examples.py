@@ -1,0 +1,41 @@
+"""The examples run as a reader would run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *args):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_own_loop_learns():
+    done = run("own_loop.py")
+    assert done.returncode == 0, done.stderr
+    first = [float(rate) for rate in re.findall(r"first (\S+)", done.stdout)]
+    assert first[0] < 0.2
+    assert first[-1] > 0.8
+
+
+def test_recommend_answers_and_abstains(pipeline):
+    found = run("recommend.py", pipeline.rl, "Film 03 (1983)", "Film 04 (1984)", "-k", 3)
+    assert found.returncode == 0, found.stderr
+    assert re.fullmatch(r"(0\.\d{3}  Film \d\d \(\d{4}\)\n){3}", found.stdout)
+    unsure = run("recommend.py", pipeline.rl, "Film 03 (1983)", "--min-confidence", 1)
+    assert unsure.returncode == 1
+    assert unsure.stdout == ""
+    assert unsure.stderr.startswith("not sure enough")
+    unknown = run("recommend.py", pipeline.rl, "No such film")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("recommend: `history` names 'No such film'")

@@ -1,0 +1,123 @@
+"""Files and folders are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ugr_fast.files import (
+    CHECKSUMS,
+    check_checksums,
+    check_new_folder,
+    new_file,
+    new_folder,
+    read_json,
+    write_checksums,
+    write_json,
+    writing,
+)
+
+
+def half_written(target, error):
+    """Write something, then raise."""
+    with target as temporary:
+        (temporary / "a" if temporary.is_dir() else temporary).write_text("half")
+        raise error
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"é": 1})
+    assert read_json(path, "x") == {"é": 1}
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            half_written(new_file(path), error)
+    assert read_json(path, "x") == {"é": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_was_never_written_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "a"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            half_written(new_folder(tmp_path / "deep" / "out"), error)
+    assert os.listdir(tmp_path / "deep") == []
+    (tmp_path / "deep" / ".out.1.tmp").mkdir()  # of a process that was killed
+    (tmp_path / "deep" / ".outer.1.tmp").mkdir()  # of another folder
+    with new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a").write_text("whole")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert sorted(os.listdir(tmp_path / "deep")) == [".outer.1.tmp", "out"]
+    with pytest.raises(FileExistsError, match="`out` must be a new or empty folder"):
+        check_new_folder(tmp_path / "deep" / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match="link is a file"):
+        check_new_folder(tmp_path / "link" / "out")
+
+
+def test_the_current_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with new_folder(".") as folder:
+        (folder / "a").write_text("whole")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "r"), RuntimeError("I/O (os error 28)")],
+)
+def test_errors_of_the_disk_get_a_place_and_a_remedy(error):
+    message = r"cannot write here \(.*\); free space there or choose another place"
+    with pytest.raises(OSError, match=message) as caught, writing("here"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_pass():
+    for error in (ValueError("v"), FileNotFoundError(errno.ENOENT, "gone"), KeyError("k")):
+        with pytest.raises(type(error)) as caught, writing("here"):
+            raise error
+        assert caught.value is error
+
+
+def test_json_that_is_missing_or_malformed_names_its_maker(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a.json does not exist; `ugr-fast x` makes it"):
+        read_json(tmp_path / "a.json", "ugr-fast x")
+    for content in (b"", b"{", b"\xff"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.json is not readable JSON .*; make it again with `ugr-fast x`"):
+            read_json(tmp_path / "a.json", "ugr-fast x")
+
+
+@given(st.binary(min_size=1, max_size=40), st.data())
+def test_every_change_to_a_file_is_seen(content, draw):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sub").mkdir()
+        path = folder / "sub" / "a b"
+        path.write_bytes(content)
+        check_checksums(folder)  # nothing recorded, nothing to check
+        write_checksums(folder, ["sub/a b"])
+        check_checksums(folder)
+        position, bit = draw.draw(st.integers(0, len(content) - 1)), draw.draw(st.integers(0, 7))
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << bit
+        for other in (bytes(flipped), content[:position], content + b"\0"):
+            path.write_bytes(other)
+            with pytest.raises(ValueError, match="a b is truncated or altered"):
+                check_checksums(folder)
+        path.unlink()
+        with pytest.raises(ValueError, match="a b is missing"):
+            check_checksums(folder)
+        assert CHECKSUMS in os.listdir(folder)

@@ -1,0 +1,114 @@
+"""The floors of the house: every module imports only what lies below it, and the light ones stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import ugr_fast
+
+PACKAGE = Path(ugr_fast.__file__).parent
+LAYERS = {
+    0: "_core",
+    1: "arrays files progress configs trie beam packing advantages rewards metrics data baselines",
+    2: "model decode losses sids",
+    3: "run recommend",
+    4: "sft rl evaluate",
+    5: "report demo cli",
+}
+LAYER = {module: number for number, modules in LAYERS.items() for module in modules.split()}
+HEAVY = {"torch", "transformers", "pyarrow", "faiss", "matplotlib", "vector_quantize_pytorch"}
+LIGHT = [module for module, number in LAYER.items() if number == 1]
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(node):
+    """Names of all that is imported below `node`, inside functions too, but for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"a relative import of {child.module}"
+            names = [f"{child.module}.{alias.name}" for alias in child.names]
+            yield from names if child.module == "ugr_fast" else [child.module]
+        yield from imports(child)
+
+
+def inner_imports(path):
+    """Modules of the package that the module at `path` imports."""
+    found = {name.split(".")[1] for name in imports(ast.parse(path.read_text("utf-8"))) if name.startswith("ugr_fast.")}
+    assert found <= LAYER.keys(), f"{path.name} imports {found - LAYER.keys()}, which no layer holds"
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert {name_of(path).split(".")[0] for path in modules()} - {"integrations"} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_point_downward(path):
+    own = LAYER.get(name_of(path), 5)
+    for module in inner_imports(path):
+        assert LAYER[module] <= own, f"{path.name} (layer {own}) imports {module} (layer {LAYER[module]})"
+
+
+def test_no_circles():
+    graph = {name_of(path): inner_imports(path) for path in modules()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", ["sft", "rl", "evaluate"])
+def test_jobs_do_not_know_each_other(module):
+    assert not inner_imports(PACKAGE / f"{module}.py") & {"sft", "rl", "evaluate"}
+
+
+def test_the_report_reads_files_only():
+    assert not [module for module in inner_imports(PACKAGE / "report.py") if LAYER[module] in (2, 3, 4)]
+
+
+def test_nobody_imports_the_top():
+    for path in modules():
+        top = inner_imports(path) & {"cli", "demo", "report", "integrations"}
+        allowed = {"cli": {"demo", "report"}, "demo": {"report"}}.get(name_of(path), set())
+        assert top <= allowed, f"{path.name} imports {top - allowed}"
+
+
+def loaded(code):
+    """Which of the heavy packages a fresh interpreter has loaded after `code`, in one process."""
+    code = f"{code}\nimport sys; print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stderr.splitlines()[-1]
+
+
+def test_light_modules_stay_light():
+    assert loaded("\n".join(["import ugr_fast", *(f"import ugr_fast.{module}" for module in LIGHT)])) == "[]"
+
+
+def test_help_and_refusals_come_at_once():
+    calls = [["--help"], ["sft", "--help"], ["rl", "--help"], ["--version"], ["rl"], ["fly"]]
+    code = f"""
+from ugr_fast.cli import main
+for arguments in {calls!r}:
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+"""
+    assert loaded(code) == "[]"
