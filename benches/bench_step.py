@@ -1,7 +1,7 @@
 """One training step on trees beside the usual way, in one process: rollout, then forward and backward.
 
-The usual way is made competent: `transformers.generate` once for the unique prompts, with a prefix function over a dict;
-one padded policy forward and one padded confidence forward over B·G rows, logits only where they are used.
+The usual way is made competent: `transformers.generate` once for the unique prompts, with a prefix function over a
+dict; one padded policy forward and one padded confidence forward over B·G rows, logits only where they are used.
 Outputs are checked for equality before anything is timed.
 
     python benches/bench_step.py --help
@@ -133,9 +133,8 @@ def measure(name, options):
     model = make_model(name, catalogue.vocabulary)
     table = children_table(catalogue)
     rng = np.random.default_rng(1)
-    prompts = [
-        [1, *rng.integers(*catalogue.vocabulary.sid_range, size=options.prompt - 1).tolist()] for _ in range(options.batch)
-    ]
+    bodies = rng.integers(*catalogue.vocabulary.sid_range, size=(options.batch, options.prompt - 1))
+    prompts = [[1, *body] for body in bodies.tolist()]
     ids, mask = pad_left(prompts, 0)
     settings = {"num_beams": options.group, "vocabulary": catalogue.vocabulary}
     with torch.no_grad():

@@ -34,7 +34,7 @@ def copied(folder, tmp_path):
 def test_every_step_writes_what_it_says(pipeline):
     files = {
         "data": "items.parquet train.parquet valid.parquet test.parquet meta.json",
-        "sids": "sids.parquet meta.json",
+        "sids": "sids.parquet vectors.safetensors meta.json",
         "sft": "config.json vocabulary.json codes.safetensors items.json metrics.jsonl best.json SHA256SUMS "
         "checkpoints eval-valid.json eval-test.json",
     }
@@ -365,6 +365,7 @@ SFT_SETTINGS = [
     (["--layers", 0], "`layers` must be at least 1"),
     (["--dropout", 1], r"`dropout` must be in \[0, 1\), got 1"),
     (["--average", 1], r"`average` must be in \[0, 1\), got 1"),
+    (["--warm-start", -1], "`warm_start` must be a finite number, 0 or more"),
     (["--muon-lr", -1], "`muon_lr` must be a finite number, 0 or more"),
     (["--patience", -1], "`patience` must be 0 or more"),
     (["--data", "/nowhere"], "/nowhere/items.parquet does not exist"),
@@ -493,13 +494,18 @@ def test_other_items_on_the_same_run(pipeline, tmp_path):
     refused([*pipeline.sft_args(out), "--sids", sids, "--epochs", 1], "started with other semantic IDs", tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="sft makes the run directory before it loads `model`")
 def test_a_model_that_is_not_there(pipeline, tmp_path):
     message = "`model` must be a local folder with config.json and weights, and /nowhere is not one"
     refused(pipeline.sft_args(tmp_path / "o", "--model", "/nowhere"), message, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="rl makes the run directory before it loads the fine-tuned model")
+def test_vectors_that_are_damaged(pipeline, tmp_path):
+    sids = copied(pipeline.sids, tmp_path)
+    damage(sids / "vectors.safetensors", "truncated")
+    message = r"vectors.safetensors is truncated or altered .*; make it again with `ugr-fast sids`"
+    refused([*pipeline.sft_args(tmp_path / "o"), "--sids", sids], message, tmp_path)
+
+
 def test_a_fine_tuned_model_that_is_damaged(pipeline, tmp_path):
     run = copied(pipeline.sft, tmp_path)
     for path in run.glob("checkpoints/*/model/model.safetensors"):

@@ -80,12 +80,7 @@ def test_sections_are_well_formed_and_name_real_arguments(module):
 EXPLAINED = "trie beam packing advantages rewards metrics data sids decode losses"
 
 
-UNDONE = pytest.mark.xfail(strict=True, reason="losses.token_logprobs does not say what it raises")
-
-
-@pytest.mark.parametrize(
-    "module", [pytest.param(name, marks=[UNDONE] * (name == "losses")) for name in EXPLAINED.split()]
-)
+@pytest.mark.parametrize("module", EXPLAINED.split())
 def test_the_api_says_what_goes_in_and_what_comes_out(module):
     """The public surface: a function with arguments has Args or is one line long; one that refuses says so."""
     for name, node in public(module):

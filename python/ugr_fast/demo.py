@@ -90,7 +90,9 @@ def _sft(config: DemoConfig) -> SftConfig:
         data=config.out / "data",
         sids=config.out / "sids",
         out=config.out / "sft",
-        epochs=2 if config.quick else 6,
+        hidden=128,
+        dropout=0.2,
+        epochs=1 if config.quick else 6,
         eval_every=1,
         valid_rows=100 if config.quick else 0,
         seed=config.seed,
@@ -106,7 +108,6 @@ def _rl(config: DemoConfig) -> RlConfig:
         updates=10 if config.quick else 150,
         eval_every=10 if config.quick else 50,
         valid_rows=100 if config.quick else 0,
-        confidence="brier",
         seed=config.seed,
         threads=config.threads,
     )

@@ -46,6 +46,9 @@ def token_logprobs(
 
     Returns:
         (B, G, L), exactly 0 where absent.
+
+    Raises:
+        ValueError: `vocabulary` or `trie` is missing where `normalize` needs it.
     """
     if (normalize == "sid" and vocabulary is None) or (normalize == "allowed" and trie is None):
         raise ValueError(f"`{'vocabulary' if normalize == 'sid' else 'trie'}` must be given for {normalize=}")

@@ -27,6 +27,7 @@ import torch
 
 from ugr_fast import data, losses, metrics, rewards
 from ugr_fast.advantages import group_advantages
+from ugr_fast.configs import check
 from ugr_fast.decode import beam_search
 from ugr_fast.model import Catalogue, confidence_logit, packed_hidden_states, pad_left
 from ugr_fast.packing import pack_prefixes
@@ -75,16 +76,17 @@ def train(config: RlConfig) -> dict[str, Any]:
         ValueError: settings, data and fine-tuned run that do not fit together.
         FileExistsError: `out` holds another run.
     """
+    check(config)
     set_threads(config.threads)
     device = choose_device(config.device)
     start = Run.open(config.run)
     dataset = data.load(config.data)
     catalogue = start.load_catalogue()
-    _check(config, start, dataset.num_items, len(catalogue.item_tokens))
-    run = Run.create(config.out, "rl", config, device)
+    _check(config, start, dataset.ids)
     seed_everything(config.seed)
-    run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     model = start.load_model(device)
+    run = Run.create(config.out, "rl", config, device)
+    run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
     learner = Learner.make(model, config.lr, config.weight_decay)
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
@@ -103,15 +105,11 @@ def train(config: RlConfig) -> dict[str, Any]:
     return run.best() or {}
 
 
-def _check(config: RlConfig, start: Run, num_items: int, num_known: int) -> None:
-    if num_items != num_known:
-        raise ValueError(f"`data` has {num_items} items, and run {config.run} was trained on {num_known}")
+def _check(config: RlConfig, start: Run, ids: list[str]) -> None:
+    start.check_items(ids)
     history = start.config["settings"]["history"]
     if history != config.history:
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
-    for name in ("group", "batch_size", "micro_batch_size", "inner_updates", "updates", "eval_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}")
 
 
 def batch_of(update: int, num_rows: int, batch_size: int, seed: int) -> np.ndarray:

@@ -121,9 +121,7 @@ class Learner:
     average: AveragedModel | None = None
 
     @classmethod
-    def make(
-        cls, model: Any, lr: float, weight_decay: float, *, muon_lr: float = 0.0, average: float = 0.0
-    ) -> Learner:
+    def make(cls, model: Any, lr: float, weight_decay: float, *, muon_lr: float = 0.0, average: float = 0.0) -> Learner:
         """Return a learner of `model`.
 
         Args:
@@ -149,7 +147,8 @@ class Learner:
             optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["peak"] = group["lr"]
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
+        follow = get_ema_multi_avg_fn(average)  # type: ignore[no-untyped-call]
+        averaged = AveragedModel(model, multi_avg_fn=follow) if average else None
         return cls(model, optimizers, averaged)
 
     @property

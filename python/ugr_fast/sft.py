@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 
 from ugr_fast import data, sids
+from ugr_fast.configs import check
 from ugr_fast.model import Catalogue, SidVocabulary
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
@@ -40,6 +41,7 @@ def train(config: SftConfig) -> dict[str, Any]:
         ValueError: settings, data or codes that do not fit together.
         FileExistsError: `out` holds another run.
     """
+    check(config)
     set_threads(config.threads)
     device = choose_device(config.device)
     dataset = data.load(config.data)
@@ -48,12 +50,12 @@ def train(config: SftConfig) -> dict[str, Any]:
         raise ValueError(
             f"`sids` has codes for {len(codes)} items, and `data` has {dataset.num_items}; make them again"
         )
-    run = Run.create(config.out, "sft", config, device)
     seed_everything(config.seed)
     model, vocabulary = start_model(config, codes)
     if config.model is None and config.warm_start:
         warm_start(model, vocabulary, sids.load_code_vectors(config.sids), config.warm_start)
     model.to(device)
+    run = Run.create(config.out, "sft", config, device)
     run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
     catalogue = Catalogue.build(vocabulary, codes)
     learner = make_learner(config, model)
@@ -84,10 +86,6 @@ def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabular
 
 def small_decoder(config: SftConfig, vocabulary: SidVocabulary) -> Any:
     """Return a decoder of the Qwen3 architecture with random weights, made for `vocabulary`."""
-    if config.hidden % (2 * config.heads):
-        raise ValueError(
-            f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
-        )
     stride = len(vocabulary.level_sizes) + len(vocabulary.separator)
     settings = transformers.Qwen3Config(
         vocab_size=vocabulary.size,
@@ -137,8 +135,6 @@ def warm_start(model: Any, vocabulary: SidVocabulary, vectors: list[np.ndarray],
 
 def add_dropout(model: Any, rate: float) -> None:
     """Drop out embeddings and what every attention and MLP adds to the residual stream, in train mode only."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), got {rate}")
 
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return dropout(output, rate, module.training)
@@ -208,9 +204,7 @@ def batches(windows: data.Windows, batch_size: int, rng: np.random.Generator) ->
     return [cut[index] for index in rng.permutation(len(cut))]
 
 
-def loss_of(
-    model: Any, tokens: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
+def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy over the targets; the head runs only where there is one.
 
     Rows are padded on the right, where a causal model does not look.
