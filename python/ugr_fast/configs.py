@@ -225,6 +225,8 @@ class EvalConfig:
     """What token log-probs are normalised over."""
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint to evaluate."""
+    embeddings: Path | None = None
+    """Optional .npy file of item embeddings (num_items, dim): adds the baseline cosine + Markov, a strong one."""
     batch_size: int = 64
     """Prompts per forward pass."""
     device: str = "auto"

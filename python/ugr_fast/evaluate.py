@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ugr_fast import baselines, data, metrics
+from ugr_fast import baselines, data, metrics, sids
 from ugr_fast.configs import METRIC_DEPTH, check
 from ugr_fast.files import write_json
 from ugr_fast.progress import say
@@ -41,6 +41,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     dataset = data.load(config.data)
     catalogue = run.load_catalogue()
     run.check_items(dataset.ids)
+    embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
     rows: data.Rows = getattr(dataset, config.split)
     history = run.config["settings"]["history"]
     ranking = rank(
@@ -61,7 +62,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "step": _step(run, config.checkpoint),
         "ranking": ranking_metrics(ranking, catalogue, rows.item),
         **confidence_metrics(ranking, hits_at_sid(ranking, catalogue, rows.item), rows.item),
-        "baselines": baseline_metrics(dataset, rows),
+        "baselines": baseline_metrics(dataset, rows, embeddings),
         "examples": examples(ranking, catalogue, dataset, rows, history),
     }
     write_json(run.folder / f"eval-{config.split}.json", found)
@@ -172,13 +173,20 @@ def rejection(confidence: np.ndarray, ndcg: np.ndarray, hit: np.ndarray) -> dict
     }
 
 
-def baseline_metrics(dataset: data.Dataset, rows: data.Rows) -> dict[str, dict[str, float]]:
-    """Return HR and NDCG of popularity and of the last-item Markov chain, counted on the training split."""
+def baseline_metrics(
+    dataset: data.Dataset, rows: data.Rows, embeddings: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """Return HR and NDCG of popularity, last-item Markov and, with item embeddings, cosine + Markov.
+
+    All are counted on the training split.
+    """
     sequences = data.sequences(dataset.train)
-    models: dict[str, baselines.Popularity | baselines.Markov] = {
+    models: dict[str, baselines.Popularity | baselines.Markov | baselines.CosineMarkov] = {
         "popularity": baselines.Popularity(sequences, dataset.num_items),
         "markov": baselines.Markov(sequences, dataset.num_items),
     }
+    if embeddings is not None:
+        models["cosine_markov"] = baselines.CosineMarkov(sequences, embeddings)
     found = {}
     for name, model in models.items():
         ranked = model.rank(rows, METRIC_DEPTH)

@@ -42,7 +42,7 @@ DASH = "–"
 MARK = "†"
 FOOTNOTE = f"{MARK} The model's confidence tokens are untrained: the beam's likelihood, exp(score), stands in."
 LOWER_IS_BETTER = ("ECE", "AURC")
-BASELINES = {"popularity": "popularity", "markov": "last-item Markov"}
+BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
 REWARDS = {"uncertainty_weighted": "uncertainty-weighted reward", "ranking": "ranking reward", "match": "0/1 reward"}
 EVALUATION = ("split", "num_rows", "num_beams", "normalize", "checkpoint", "step")
 OWN_FILES = {"report.md", "report.html", "figures"}
@@ -221,7 +221,9 @@ def comparison_table(runs: list[EvaluatedRun]) -> Rows:
     ranking = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
     rows = [[f"model{same}", *ranking, "ECE", "AUROC", "HR@10 kept half"]]
     for key, name in BASELINES.items():
-        values = runs[0].found["baselines"].get(key, {})
+        values = runs[0].found["baselines"].get(key)
+        if values is None:
+            continue
         rows.append([name, *(_cell(values.get(column.lower())) for column in ranking), DASH, DASH, DASH])
     for run in runs:
         values, mark = run.found["ranking"], "" if run.trained else MARK
