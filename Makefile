@@ -27,7 +27,7 @@ $(VENV)/.movielens: $(VENV)/.installed
 
 dev: $(VENV)/.built ## virtual environment, dependencies and the extension
 
-demo: $(VENV)/.built $(VENV)/.movielens ## the main job on MovieLens-100K: about ten minutes, ends in a report
+demo: $(VENV)/.built $(VENV)/.movielens ## the main job on MovieLens-100K: about seven minutes, ends in a report
 	$(BIN)/ugr-fast demo
 
 test: $(VENV)/.built $(VENV)/.movielens ## the whole suite, Rust and Python

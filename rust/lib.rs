@@ -2,7 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`trie`] | the catalogue of semantic IDs as two flat arrays |
+//! | [`trie`] | the catalogue of semantic IDs as flat arrays |
 //! | [`beam`] | one exact step of constrained beam search |
 //! | [`packing`] | a prompt and its candidates as one depth-first row |
 //! | [`advantage`] | group statistics and group-relative advantages |

@@ -88,3 +88,18 @@ def test_bad_codes(codes, message):
 def test_bad_history(catalogue, history, message):
     with pytest.raises(ValueError, match=message):
         catalogue.prompt(history)
+
+
+def test_sliding_windows_are_refused():
+    import torch
+    import transformers
+    from ugr_fast.model import hidden_states
+
+    settings = {"vocab_size": 10, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, **tiny.COMMON}
+    windowed = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=4, **settings))
+    tokens = torch.tensor([[1, 2]])
+    allowed = torch.ones(1, 2, 2, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="`model` must attend to its whole context"):
+        hidden_states(windowed, tokens, allowed, torch.tensor([[0, 1]]))
+    whole = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=None, **settings))
+    assert hidden_states(whole, tokens, allowed, torch.tensor([[0, 1]])).shape == (1, 2, 32)

@@ -1,7 +1,7 @@
 """Uncertainty-aware generative recommendation: exact constrained decoding, packed training, confidence.
 
 The names below need numpy alone. The submodules `decode, losses, model, sids, sft, rl, evaluate, data,
-rewards, metrics, report` are imported on first use, so that `import ugr_fast` never imports torch.
+rewards, metrics, recommend, report` are imported on first use, so that `import ugr_fast` never imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __version__ = version("ugr-fast")
 
 _SUBMODULES = {
     *("decode", "losses", "model", "sids", "sft", "rl", "evaluate"),
-    *("data", "rewards", "metrics", "report"),
+    *("data", "rewards", "metrics", "recommend", "report"),
 }
 
 __all__ = [

@@ -267,7 +267,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Run everything on MovieLens-100K, from events to a report, in about ten minutes on two cores."""
+    """Run everything on MovieLens-100K, from events to a report, in about seven minutes on two cores."""
 
     out: Path = Path("runs/demo")
     """Folder to write; repeat the command to go on where it stopped."""

@@ -225,11 +225,8 @@ def _logprobs(
     return logprobs
 
 
-def _confidence(
-    model: Any, tokens: np.ndarray, tree: _Tree, cache: Any, vocabulary: SidVocabulary | None
-) -> torch.Tensor:
+def _confidence(model: Any, tokens: np.ndarray, tree: _Tree, cache: Any, vocabulary: SidVocabulary) -> torch.Tensor:
     """Return the confidence (B, K) of every beam: its last token and the suffix, one chain a beam."""
-    assert vocabulary is not None
     device = tree.prompt.device
     sids = torch.from_numpy(tokens).to(device)  # (B, K, L)
     batch, beams, _ = sids.shape

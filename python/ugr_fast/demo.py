@@ -92,7 +92,7 @@ def _sft(config: DemoConfig) -> SftConfig:
         out=config.out / "sft",
         hidden=128,
         dropout=0.2,
-        epochs=1 if config.quick else 6,
+        epochs=1 if config.quick else 5,
         eval_every=1,
         valid_rows=100 if config.quick else 0,
         seed=config.seed,
@@ -114,9 +114,21 @@ def _rl(config: DemoConfig) -> RlConfig:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    table = Table(*rows[0], title="MovieLens-100K, test users", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for row in rows[1:]:
-        table.add_row(*row)
+    """Print the report's comparison, with names short enough for a terminal of 80 columns."""
+    names = {"sft": "SFT", "rl": "UGR"}
+    table = Table(
+        title=f"MovieLens-100K, test users, beam width {NUM_BEAMS}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for heading in ["", *rows[0][1:]]:
+        table.add_column(
+            heading.replace("HR@10 kept", "HR@10\nkept"), no_wrap=True, justify="right" if heading else "left"
+        )
+    for name, *cells in rows[1:]:
+        table.add_row(names.get(name.split(" ")[0], name), *(cell.removeprefix("0") for cell in cells))
     Console().print(table)
     if any("†" in cell for row in rows for cell in row):
         Console().print(report.FOOTNOTE, highlight=False)

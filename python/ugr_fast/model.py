@@ -253,8 +253,12 @@ def hidden_states(
 
     Returns:
         (B, Q, D), before the language-model head.
+
+    Raises:
+        ValueError: a model with sliding-window attention.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _refuse_windows(causal.config)
     decoder = getattr(causal, causal.base_model_prefix)
     output = decoder(
         input_ids=tokens,
@@ -264,6 +268,13 @@ def hidden_states(
         **({} if cache is None else {_cache_argument(decoder): cache}),
     )
     return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _refuse_windows(config: Any) -> None:
+    """Refuse models that narrow their own mask: an explicit one would widen it again, silently."""
+    kinds = getattr(config, "layer_types", None)
+    if getattr(config, "sliding_window", None) if kinds is None else "sliding_attention" in kinds:
+        raise ValueError("`model` must attend to its whole context, and this one has sliding windows; use another")
 
 
 def _cache_argument(decoder: Any) -> str:

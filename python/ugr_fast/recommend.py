@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def rank(
         confidence=np.full(shape, np.nan, dtype=np.float32),
         items=np.full(shape, -1, dtype=np.int64),
     )
-    with bar(description or "", len(prompts)) if description else _silent() as advance:
+    with bar(description, len(prompts)) if description else nullcontext(_say_nothing) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize)
@@ -78,12 +79,8 @@ def rank(
     return ranking
 
 
-class _silent:  # noqa: N801  (reads as a function where it is used)
-    def __enter__(self) -> Any:
-        return lambda *_args, **_fields: None
-
-    def __exit__(self, *_error: object) -> None:
-        return None
+def _say_nothing(_count: int) -> None:
+    """Stand in for a progress bar that nobody asked for."""
 
 
 def _rank_batch(

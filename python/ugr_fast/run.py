@@ -425,7 +425,9 @@ class Run:
         with _altered(f"remove {folder} to go on from what came before it"):
             check_checksums(folder)
             state: dict[str, Any] = read_json(folder / "state.json", "ugr-fast sft")
-            weights = load_tensors(folder / "model" / "model.safetensors")
+            weights: dict[str, torch.Tensor] = {}
+            for part in sorted((folder / "model").glob("*.safetensors")):  # large models come in several
+                weights |= load_tensors(part)
             tensors = load_tensors(folder / "state.safetensors")
             missing, unexpected = learner.used.load_state_dict(weights, strict=False)
             learner.restore(tensors)

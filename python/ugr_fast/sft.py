@@ -78,7 +78,7 @@ def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabular
         model = small_decoder(config, vocabulary)
         add_dropout(model, config.dropout)
         return model, vocabulary
-    model = load_model(config.model, torch.device("cpu"))
+    model = load_model(config.model, torch.device("cpu")).float()  # small steps would round away in bfloat16
     vocabulary = SidVocabulary.from_tokenizer(_load_tokenizer(config.model), sizes)
     add_tokens(model, vocabulary, config.model)
     return model, vocabulary
