@@ -14,7 +14,7 @@ help: ## list the targets
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9.4,<2"
-	$(DEVELOP) --extras dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
