@@ -125,7 +125,7 @@ def _print_table(rows: list[list[str]]) -> None:
     )
     for heading in ["", *rows[0][1:]]:
         table.add_column(
-            heading.replace("HR@10 kept", "HR@10\nkept"), no_wrap=True, justify="right" if heading else "left"
+            heading.replace("HR@10 kept half", "HR@10\nhalf kept"), no_wrap=True, justify="right" if heading else "left"
         )
     for name, *cells in rows[1:]:
         table.add_row(names.get(name.split(" ")[0], name), *(cell.removeprefix("0") for cell in cells))

@@ -13,6 +13,9 @@ the ranking reward of MiniOneRec.
 Departures from UGR's released code: many prompts per micro-batch, so L_confidence is averaged over all groups, those
 without a hit included; padding is never attended to; the model runs without dropout, so rollout and update see the same
 policy; prompts are those of fine-tuning and evaluation.
+
+The best checkpoint is the one with the highest validation NDCG@10 among those that RL has trained: update 0, the fine-tuned
+model itself, is validated to compare with, but has no confidence yet.
 """
 
 from __future__ import annotations
@@ -322,8 +325,8 @@ def _validate(
 ) -> dict[str, Any]:
     found = validation_metrics(learner.model, catalogue, valid, config.num_beams, config.normalize)
     run.log(step=state["update"], seconds=state["seconds"], valid=found)
-    best = run.best() or {"ndcg@10": -1.0}
-    better = found["ndcg@10"] > best["ndcg@10"]
+    best = run.best() or {"step": 0}
+    better = best["step"] == 0 or found["ndcg@10"] > best["ndcg@10"]  # the start is there to compare, not to win
     if better:
         best = {"step": state["update"], **found}
     run.save_checkpoint(state["update"], learner, state, best)
