@@ -108,6 +108,7 @@ def _rl(config: DemoConfig) -> RlConfig:
         updates=10 if config.quick else 150,
         eval_every=10 if config.quick else 50,
         valid_rows=100 if config.quick else 0,
+        confidence="brier",  # one that can be read as a probability; the released objective only orders
         seed=config.seed,
         threads=config.threads,
     )
@@ -125,7 +126,7 @@ def _print_table(rows: list[list[str]]) -> None:
     )
     for heading in ["", *rows[0][1:]]:
         table.add_column(
-            heading.replace("HR@10 kept half", "HR@10\nhalf kept"), no_wrap=True, justify="right" if heading else "left"
+            heading.replace("HR@10 kept half", "kept\nHR@10"), no_wrap=True, justify="right" if heading else "left"
         )
     for name, *cells in rows[1:]:
         table.add_row(names.get(name.split(" ")[0], name), *(cell.removeprefix("0") for cell in cells))

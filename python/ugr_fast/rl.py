@@ -14,8 +14,8 @@ Departures from UGR's released code: many prompts per micro-batch, so L_confiden
 without a hit included; padding is never attended to; the model runs without dropout, so rollout and update see the same
 policy; prompts are those of fine-tuning and evaluation.
 
-The best checkpoint is the one with the highest validation NDCG@10 among those that RL has trained: update 0, the fine-tuned
-model itself, is validated to compare with, but has no confidence yet.
+The best checkpoint is the one with the highest validation NDCG@10 among those that RL has trained: update 0, the
+fine-tuned model itself, is validated to compare with, but has no confidence yet.
 """
 
 from __future__ import annotations
