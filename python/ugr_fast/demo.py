@@ -105,8 +105,8 @@ def _rl(config: DemoConfig) -> RlConfig:
         run=config.out / "sft",
         data=config.out / "data",
         out=config.out / "rl",
-        updates=10 if config.quick else 150,
-        eval_every=10 if config.quick else 50,
+        updates=10 if config.quick else 300,
+        eval_every=10 if config.quick else 100,
         valid_rows=100 if config.quick else 0,
         confidence="brier",  # one that can be read as a probability; the released objective only orders
         seed=config.seed,
