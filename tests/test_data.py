@@ -400,3 +400,20 @@ def test_published_split_loads_as_it_is(data_dir):
     assert len(sequences.items) - len(sequences) == len(dataset.train)
     windows = data.windows(sequences, 11, np.random.default_rng(0))
     assert (np.diff(windows.offsets) - windows.first_target).sum() == len(dataset.train)
+
+
+def test_latest_cuts_every_history_and_nothing_else():
+    rows = data.Rows.of([[1, 2, 3, 4], [5], [6, 7]], targets=[8, 9, 10], users=[3, 1, 2])
+    for length in (1, 2, 3, 9):
+        cut = rows.latest(length)
+        assert [cut.history(i).tolist() for i in range(3)] == [rows.history(i)[-length:].tolist() for i in range(3)]
+        assert (cut.user.tolist(), cut.item.tolist()) == ([3, 1, 2], [8, 9, 10])
+
+
+def test_times_that_are_text_are_refused(tmp_path):
+    pq.write_table(pa.table({"item": [0, 1]}), tmp_path / "items.parquet")
+    for split in ("train", "valid", "test"):
+        rows = {"user": [0], "history": [[0]], "item": [1], "ts": ["999"]}
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match="train.parquet: `ts` must hold numbers or timestamps, got string"):
+        data.load(tmp_path)

@@ -51,12 +51,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         with pytest.raises(error):
             half_written(new_folder(tmp_path / "deep" / "out"), error)
     assert os.listdir(tmp_path / "deep") == []
-    (tmp_path / "deep" / ".out.1.tmp").mkdir()  # of a process that was killed
-    (tmp_path / "deep" / ".outer.1.tmp").mkdir()  # of another folder
+    (tmp_path / "deep" / ".out.99999999.tmp").mkdir()  # of a process that was killed
+    (tmp_path / "deep" / f".out.{os.getppid()}.tmp").mkdir()  # of one that is running
+    (tmp_path / "deep" / ".outer.99999999.tmp").mkdir()  # of another folder
     with new_folder(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("whole")
         assert not (tmp_path / "deep" / "out").exists()
-    assert sorted(os.listdir(tmp_path / "deep")) == [".outer.1.tmp", "out"]
+    assert sorted(os.listdir(tmp_path / "deep")) == sorted([f".out.{os.getppid()}.tmp", ".outer.99999999.tmp", "out"])
     with pytest.raises(FileExistsError, match="`out` must be a new or empty folder"):
         check_new_folder(tmp_path / "deep" / "out")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -121,3 +122,12 @@ def test_every_change_to_a_file_is_seen(content, draw):
         with pytest.raises(ValueError, match="a b is missing"):
             check_checksums(folder)
         assert CHECKSUMS in os.listdir(folder)
+
+
+def test_another_command_beside_this_one_keeps_its_unfinished_folder(tmp_path):
+    with new_folder(tmp_path / "data.v2") as other:
+        with new_folder(tmp_path / "data") as mine:
+            (mine / "a").write_text("a")
+        (other / "b").write_text("b")
+    assert (tmp_path / "data" / "a").exists()
+    assert (tmp_path / "data.v2" / "b").exists()

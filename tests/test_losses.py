@@ -248,3 +248,19 @@ def test_groups_do_not_see_their_neighbours():
         together = losses.confidence_alignment(logits, hits, objective=objective)
         alone = [losses.confidence_alignment(logits[i : i + 1], hits[i : i + 1], objective=objective) for i in range(4)]
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_choices_are_refused():
+    hit, there = torch.tensor([[True, False]]), torch.ones(1, 2, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"`objective` must be .* got 'Brier'"):
+        losses.confidence_alignment(torch.zeros(1, 2), hit, objective="Brier")
+    with pytest.raises(ValueError, match=r"`loss` must be .* got 'drgrpo'"):
+        losses.policy(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1, 2), there, loss="drgrpo")
+    with pytest.raises(ValueError, match=r"`normalize` must be .* got 'all'"):
+        losses.token_logprobs(None, torch.zeros(1, 1, 1), there.long(), there.long(), normalize="all")
+
+
+def test_an_exploded_ratio_stays_finite():
+    far = torch.full((1, 1, 1), -95.0)
+    found = losses.policy(torch.zeros(1, 1, 1), far, torch.zeros(1, 1), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert found.item() == 0

@@ -103,3 +103,8 @@ def test_sliding_windows_are_refused():
         hidden_states(windowed, tokens, allowed, torch.tensor([[0, 1]]))
     whole = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=None, **settings))
     assert hidden_states(whole, tokens, allowed, torch.tensor([[0, 1]])).shape == (1, 2, 32)
+
+
+def test_a_semantic_id_that_begins_another_is_refused():
+    with pytest.raises(ValueError, match="must not hold the semantic ID of one item as the beginning of another's"):
+        Catalogue.build(SidVocabulary.from_scratch((2, 2)), [[1, -1], [1, 0]])

@@ -60,8 +60,8 @@ def test_find_by_title_id_number_and_part():
         "42": 3,
         "æon": 3,
         "se7en; THE film": 4,
-        "casino (1995)": 4,  # an id comes before a title
-        "Casino (1995)": 4,
+        "casino (1995)": 4,  # as spelled comes before another case
+        "Casino (1995)": 2,
     }
     assert {name: found.find(name) for name in expected} == expected
 
@@ -87,9 +87,16 @@ def test_find_refuses(name, message):
 
 def test_two_items_of_one_title_are_told_apart_by_id():
     found = recommender(3, ["Dune", "Dune", "Dune II"], ["a", "b", "c"])
-    with pytest.raises(ValueError, match="'Dune', and 3 items match: Dune; Dune; Dune II"):
+    with pytest.raises(ValueError, match=r"'Dune', and 2 items match: Dune; Dune. Name one"):
         found.find("Dune")
     assert [found.find(name) for name in ("a", "b", "dune ii")] == [0, 1, 2]
+
+
+def test_an_id_that_is_the_title_of_another_item_is_ambiguous():
+    found = recommender(3, ["1984", "Heat", "300"], ["300", "b", "c"])
+    with pytest.raises(ValueError, match=r"'300', and 2 items match: 1984; 300. Name one in full, or by id or #number"):
+        found.find("300")
+    assert found.find("#2") == 2
 
 
 # ------------------------------------------------------------------------------------------------------- answers

@@ -350,6 +350,11 @@ def test_descend_clips_and_says_how_long_the_gradient_was():
     assert Learner(layer, [optimizer]).descend(1.0) == pytest.approx(5.0)
     assert torch.allclose(before - layer.weight, torch.tensor([[0.6, 0.8]]), atol=1e-5)
     assert layer.weight.grad is None
+    kept = layer.weight.detach().clone()
+    layer.weight.grad = torch.tensor([[3.0, float("nan")]])
+    with pytest.raises(ValueError, match="`lr` is too high: training diverged"):
+        Learner(layer, [optimizer]).descend(1.0)
+    assert torch.equal(layer.weight, kept)
 
 
 def test_devices():

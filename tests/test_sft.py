@@ -99,11 +99,12 @@ def test_the_average_follows_the_weights_with_the_stated_decay():
     model = sft.small_decoder(config(hidden=32, layers=1, heads=2), SidVocabulary.from_scratch((4, 4)))
     learner = Learner.make(model, 1e-2, 0.0, average=0.9)
     expected = None
-    for _ in range(4):
+    for seen in range(14):
         model(torch.tensor([[1, 5, 9]])).logits.square().mean().backward()
         learner.descend(clip_grad=1.0)
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-        expected = weights if expected is None else 0.9 * expected + 0.1 * weights
+        decay = min(0.9, seen / (seen + 1))  # a plain mean of the first ten
+        expected = weights if expected is None else decay * expected + (1 - decay) * weights
     averaged = torch.cat([p.detach().flatten() for p in learner.used.parameters()])
     torch.testing.assert_close(averaged, expected)
     assert Learner.make(model, 1e-2, 0.0).used is model

@@ -315,3 +315,8 @@ def test_code_vectors_are_written_beside_the_codes(folder, tmp_path):
     (tmp_path / "out" / "vectors.safetensors").write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"vectors.safetensors is truncated or altered"):
         sids.load_code_vectors(tmp_path / "out")
+
+
+def test_collisions_of_shorter_sids_are_told_apart_where_these_end():
+    codes = np.array([[1, -1], [1, -1], [2, 3], [4, 5], [4, 5]])
+    assert sids.resolve_collisions(codes).tolist() == [[1, 0, -1], [1, 1, -1], [2, 3, -1], [4, 5, 0], [4, 5, 1]]

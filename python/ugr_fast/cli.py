@@ -163,7 +163,7 @@ def _print_counts(found: dict[str, Any]) -> None:
 
 
 def _print_best(found: dict[str, Any]) -> None:
-    shown = {key: value for key, value in found.items() if not key.startswith("sid_")}
+    shown = {key: value for key, value in found.items() if value is not None and not key.startswith("sid_")}
     print("best on valid: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class RlConfig:
     """Weight decay of AdamW, on matrices."""
     clip_grad: float = 1.0
     """Largest gradient norm."""
-    history: int = 10
-    """Longest history in a prompt; must be that of the fine-tuned run."""
+    history: int | None = None
+    """Longest history in a prompt; by default that of the fine-tuned run, and no other will do."""
     eval_every: int = 25
     """Rollouts between validations; each writes a checkpoint."""
     valid_rows: int = 1000
@@ -320,6 +320,10 @@ def check(config: Any) -> None:
             value = getattr(config, name, None)
             if isinstance(value, (int, float)) and not holds(value):
                 raise ValueError(f"`{name}` must be {rule}, got {value}")
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            allowed = ", ".join(get_args(hint))
+            raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}")
     _check_beams(config)
     if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
         raise ValueError(

@@ -87,6 +87,17 @@ class Rows:
         """Items before target `i`, oldest first."""
         return self.items[self.offsets[i] : self.offsets[i + 1]]
 
+    def latest(self, length: int) -> Rows:
+        """The same rows, each history cut to its last `length` items.
+
+        Example:
+            >>> Rows.of([[3, 1, 4]], targets=[5]).latest(2).history(0)
+            array([1, 4])
+        """
+        kept = np.minimum(self.lengths, length)
+        offsets, flat = _gather(self.offsets[1:] - kept, kept)
+        return Rows(self.user, offsets, self.items[flat], self.item, self.time)
+
     def take(self, index: NDArray[Any]) -> Rows:
         """Rows at `index` (an array of positions or a mask), in that order."""
         index = np.arange(len(self))[index]
@@ -372,17 +383,19 @@ def _read_rows(path: Path, num_items: int) -> Rows:
         offsets=offsets,
         items=integers(values, "history", path),
         item=integers(column_of(table, "item", path), "item", path),
-        time=_times(table),
+        time=_times(table, path),
     )
     _check_items(rows, num_items, path)
     return rows
 
 
-def _times(table: Any) -> NDArray[Any] | None:
+def _times(table: Any, path: Path) -> NDArray[Any] | None:
     """The times of the targets; None unless all are known, because some would not give an order."""
     if "ts" not in table.column_names or table.column("ts").null_count:
         return None
     times: NDArray[Any] = table.column("ts").to_numpy()
+    if times.dtype.kind not in "iufM":
+        raise ValueError(f"{path}: `ts` must hold numbers or timestamps, got {table.column('ts').type}")
     return times
 
 

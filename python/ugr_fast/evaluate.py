@@ -42,12 +42,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     catalogue = run.load_catalogue()
     run.check_items(dataset.ids)
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
-    rows: data.Rows = getattr(dataset, config.split)
-    history = run.config["settings"]["history"]
+    rows: data.Rows = getattr(dataset, config.split).latest(run.config["settings"]["history"])
     ranking = rank(
         run.load_model(choose_device(config.device), config.checkpoint),
         catalogue,
-        [rows.history(row)[-history:] for row in range(len(rows))],
+        [rows.history(row) for row in range(len(rows))],
         num_beams=config.num_beams,
         normalize=config.normalize,
         batch_size=config.batch_size,
@@ -63,7 +62,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "ranking": ranking_metrics(ranking, catalogue, rows.item),
         **confidence_metrics(ranking, hits_at_sid(ranking, catalogue, rows.item), rows.item),
         "baselines": baseline_metrics(dataset, rows, embeddings),
-        "examples": examples(ranking, catalogue, dataset, rows, history),
+        "examples": examples(ranking, catalogue, dataset, rows),
     }
     write_json(run.folder / f"eval-{config.split}.json", found)
     ranked = found["ranking"]
@@ -198,23 +197,21 @@ def baseline_metrics(
     return found
 
 
-def examples(
-    ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows, history: int
-) -> list[dict[str, Any]]:
+def examples(ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows) -> list[dict[str, Any]]:
     """Return a readable sample of users: history, the ten first recommendations with confidence, what came next."""
     chosen = np.random.default_rng(0).permutation(len(rows))[:NUM_EXAMPLES]
-    return [_example(int(row), ranking, catalogue, dataset, rows, history) for row in np.sort(chosen)]
+    return [_example(int(row), ranking, catalogue, dataset, rows) for row in np.sort(chosen)]
 
 
 def _example(
-    row: int, ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows, history: int
+    row: int, ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows
 ) -> dict[str, Any]:
     beam_of = {tuple(sid): beam for beam, sid in enumerate(ranking.tokens[row].tolist())}
     shown = [int(item) for item in ranking.items[row, :METRIC_DEPTH] if item >= 0]
     beams = [beam_of[tuple(catalogue.item_tokens[item].tolist())] for item in shown]
     return {
         "user": int(rows.user[row]),
-        "history": [dataset.titles[item] for item in rows.history(row)[-history:]],
+        "history": [dataset.titles[item] for item in rows.history(row)],
         "target": dataset.titles[rows.item[row]],
         "recommended": [
             {

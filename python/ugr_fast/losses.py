@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ugr_fast.model import SidVocabulary
     from ugr_fast.trie import SidTrie
 
+LARGEST_LOG_RATIO = 20.0  # e^20 is far outside any clip range, and 0 times it is still 0
+
 __all__ = ["confidence_alignment", "difficulty_weight", "policy", "token_logprobs"]
 
 
@@ -48,8 +50,10 @@ def token_logprobs(
         (B, G, L), exactly 0 where absent.
 
     Raises:
-        ValueError: `vocabulary` or `trie` is missing where `normalize` needs it.
+        ValueError: an unknown `normalize`, or `vocabulary` or `trie` is missing where it needs one.
     """
+    if normalize not in ("full", "sid", "allowed"):
+        raise ValueError(f"`normalize` must be 'full', 'sid' or 'allowed', got {normalize!r}")
     if (normalize == "sid" and vocabulary is None) or (normalize == "allowed" and trie is None):
         raise ValueError(f"`{'vocabulary' if normalize == 'sid' else 'trie'}` must be given for {normalize=}")
     present = logit_index >= 0
@@ -112,6 +116,9 @@ def policy(
     Returns:
         (B,), 0 for a group without candidates.
 
+    Raises:
+        ValueError: an unknown `loss`.
+
     Example:
         >>> zeros, ones = torch.zeros(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool)
         >>> policy(zeros, zeros, torch.tensor([[1.0, -3.0]]), ones).item()
@@ -120,7 +127,9 @@ def policy(
     Source:
         GRPO, arXiv 2402.03300, eq. 3; Dr. GRPO, arXiv 2503.20783.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    if loss not in ("grpo", "dr_grpo"):
+        raise ValueError(f"`loss` must be 'grpo' or 'dr_grpo', got {loss!r}")
+    ratio = torch.exp((logprobs - old_logprobs).clamp(max=LARGEST_LOG_RATIO))
     clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     weight = advantages[..., None]
     per_token = -torch.minimum(ratio * weight, clipped * weight).masked_fill(~present, 0)  # (B, G, L)
@@ -181,6 +190,9 @@ def confidence_alignment(
     Returns:
         (B,); average it over all groups of the batch.
 
+    Raises:
+        ValueError: an unknown `objective`.
+
     Example:
         >>> hit = torch.tensor([[True, False]])
         >>> confidence_alignment(torch.zeros(1, 2), hit).item()  # 0.5 · ln 2
@@ -192,6 +204,8 @@ def confidence_alignment(
     present = torch.ones_like(hits) if present is None else present
     partial = torch.zeros_like(hits) if partial is None else partial
     hits = hits & present
+    if objective not in ("released", "logit", "brier"):
+        raise ValueError(f"`objective` must be 'released', 'logit' or 'brier', got {objective!r}")
     if objective == "brier":
         return _brier(torch.sigmoid(logits), hits, present, gamma)
     values = torch.sigmoid(logits) if objective == "released" else logits

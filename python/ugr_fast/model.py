@@ -176,7 +176,13 @@ class Catalogue:
     def build(cls, vocabulary: SidVocabulary, codes: Any) -> Catalogue:
         """Return the catalogue of items whose codes are the rows of `codes` (num_items, L)."""
         tokens = vocabulary.encode(codes)
-        return cls(vocabulary, tokens, SidTrie.build(tokens))
+        trie = SidTrie.build(tokens)
+        if not trie.prefix_free:
+            raise ValueError(
+                "`codes` must not hold the semantic ID of one item as the beginning of another's; "
+                "give the shorter ones a code more, or make them again with `ugr-fast sids`"
+            )
+        return cls(vocabulary, tokens, trie)
 
     @property
     def depth(self) -> int:
@@ -258,7 +264,7 @@ def hidden_states(
         ValueError: a model with sliding-window attention.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _refuse_windows(causal.config)
+    refuse_windows(causal.config)
     decoder = getattr(causal, causal.base_model_prefix)
     output = decoder(
         input_ids=tokens,
@@ -270,8 +276,15 @@ def hidden_states(
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def _refuse_windows(config: Any) -> None:
-    """Refuse models that narrow their own mask: an explicit one would widen it again, silently."""
+def refuse_windows(config: Any) -> None:
+    """Refuse models that narrow their own mask: an explicit one would widen it again, silently.
+
+    Args:
+        config: the configuration of a transformers model.
+
+    Raises:
+        ValueError: some layer has sliding-window attention.
+    """
     kinds = getattr(config, "layer_types", None)
     if getattr(config, "sliding_window", None) if kinds is None else "sliding_attention" in kinds:
         raise ValueError("`model` must attend to its whole context, and this one has sliding windows; use another")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,18 +216,22 @@ class Recommender:
             raise ValueError("`history` must hold titles, ids or '#' and a number, and one of them is empty")
         if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(self.ids):
             return int(name[1:])
-        for names in (self.ids, self.titles):
-            for spelled in (str, str.lower):
-                found = [item for item, known in enumerate(names) if spelled(known) == spelled(name)]
-                if len(found) == 1:
-                    return found[0]
-        found = [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
+        for spelled in (str, str.lower):
+            known = zip(self.ids, self.titles, strict=True)
+            found = [item for item, names in enumerate(known) if spelled(name) in map(spelled, names)]
+            if found:
+                break
+        if len(found) == 1:
+            return found[0]
+        found = found or [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
         if len(found) == 1:
             return found[0]
         if not found:
             raise ValueError(f"`history` names {name!r}, and no item of the catalogue has that title or id")
         some = "; ".join(self.titles[item] for item in found[:4])
-        raise ValueError(f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id")
+        raise ValueError(
+            f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id or #number"
+        )
 
     def __call__(self, history: Sequence[int | str], k: int = 10, num_beams: int | None = None) -> list[Recommendation]:
         """Recommend `k` items after `history`, oldest first; item numbers, titles or ids.
@@ -246,7 +251,7 @@ class Recommender:
             raise ValueError(f"`k` and `num_beams` must be at least 1, got {k} and {num_beams}")
         if not len(history):
             raise ValueError("`history` must name at least one item")
-        items = [self.find(item) if isinstance(item, str) else int(item) for item in history]
+        items = [self.find(item) if isinstance(item, str) else index(item) for item in history]
         width = max(k, num_beams or k)
         ranking = rank(self.model, self.catalogue, [items[-self.history_length :]], num_beams=width)
         sid_of = {int(item): beam for beam in range(width) for item in self._items_at(ranking.tokens[0, beam])}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,20 +85,22 @@ def train(config: RlConfig) -> dict[str, Any]:
     start = Run.open(config.run)
     dataset = data.load(config.data)
     catalogue = start.load_catalogue()
-    _check(config, start, dataset.ids)
+    config = _check(config, start, dataset.ids)
+    history = start.config["settings"]["history"]
+    train_rows, valid_rows = dataset.train.latest(history), dataset.valid.latest(history)
     seed_everything(config.seed)
     model = start.load_model(device)
     run = Run.create(config.out, "rl", config, device)
     run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
     learner = Learner.make(model, config.lr, config.weight_decay)
-    valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
+    valid = sample_rows(valid_rows, config.valid_rows, config.seed)
     state = run.resume(learner)
     if state is None:
         state = _validate(config, run, learner, catalogue, valid, {"update": 0, "seconds": 0.0})
     with bar("rl", config.updates, done=state["update"]) as advance:
         while state["update"] < config.updates:
-            rows = dataset.train.take(batch_of(state["update"], len(dataset.train), config.batch_size, config.seed))
+            rows = train_rows.take(batch_of(state["update"], len(train_rows), config.batch_size, config.seed))
             found = update(config, learner, reference, catalogue, rows, state["update"])
             state = {"update": state["update"] + 1, "seconds": state["seconds"] + found["seconds"]}
             run.log(step=state["update"], **{**found, "seconds": state["seconds"]})
@@ -108,11 +110,13 @@ def train(config: RlConfig) -> dict[str, Any]:
     return run.best() or {}
 
 
-def _check(config: RlConfig, start: Run, ids: list[str]) -> None:
+def _check(config: RlConfig, start: Run, ids: list[str]) -> RlConfig:
+    """Return the settings with the history of the fine-tuned run, which must know the same items."""
     start.check_items(ids)
     history = start.config["settings"]["history"]
-    if history != config.history:
+    if config.history not in (None, history):
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
+    return replace(config, history=history)
 
 
 def batch_of(update: int, num_rows: int, batch_size: int, seed: int) -> np.ndarray:
@@ -159,7 +163,7 @@ def update(
 
 def roll_out(config: RlConfig, model: Any, catalogue: Catalogue, rows: data.Rows) -> Rollout:
     """Generate `group` candidates for every row and score them against the row's target."""
-    prompts = [catalogue.prompt(rows.history(row)[-config.history :]) for row in range(len(rows))]
+    prompts = [catalogue.prompt(rows.history(row)) for row in range(len(rows))]
     beams = beam_search(
         model,
         *pad_left(prompts, catalogue.vocabulary.pad),

@@ -27,7 +27,7 @@ import os
 import platform
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,13 +43,15 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ugr_fast.configs import check
 from ugr_fast.files import (
     CHECKSUMS,
     check_checksums,
     check_place,
+    finite,
+    is_leftover,
     new_file,
     new_folder,
     read_json,
@@ -106,6 +108,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _running_average(decay: float) -> Callable[..., None]:
+    """Return how `AveragedModel` follows the weights: a plain mean at first, so that few updates are not lost."""
+
+    @torch.no_grad()
+    def follow(average: list[torch.Tensor], current: list[torch.Tensor], seen: torch.Tensor) -> None:
+        keep = min(decay, float(seen / (seen + 1)))
+        for mean, value in zip(average, current, strict=True):
+            mean.lerp_(value, 1 - keep)
+
+    return follow
+
+
 @dataclass(frozen=True)
 class Learner:
     """A model in training: its optimisers and, if wanted, the running average of its weights.
@@ -129,7 +143,7 @@ class Learner:
             lr: peak learning rate of AdamW, which decays matrices and leaves vectors alone.
             weight_decay: of matrices.
             muon_lr: peak learning rate of Muon for the matrices inside the layers; 0 leaves them to AdamW.
-            average: decay of the running average of weights; 0 keeps none.
+            average: decay of the running average of weights, a plain mean until 1 / (1 - decay) updates; 0 keeps none.
 
         Source:
             Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
@@ -147,8 +161,7 @@ class Learner:
             optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["peak"] = group["lr"]
-        follow = get_ema_multi_avg_fn(average)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=follow) if average else None
+        averaged = AveragedModel(model, multi_avg_fn=_running_average(average)) if average else None
         return cls(model, optimizers, averaged)
 
     @property
@@ -166,6 +179,10 @@ class Learner:
     def descend(self, clip_grad: float) -> float:
         """Clip the gradient, take one step, clear the gradient, and return its norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad).item()
+        if not math.isfinite(norm):
+            raise ValueError(
+                f"`lr` is too high: training diverged, its gradient has norm {norm}; lower it and start anew"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -231,7 +248,7 @@ class Run:
         if path.is_file():
             run._check_same(config, cls.open(folder).config)
             return run
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        if run.folder.exists() and (not run.folder.is_dir() or any(not is_leftover(p) for p in run.folder.iterdir())):
             raise FileExistsError(f"`out` must be a new folder or a run to resume, and {folder} is neither")
         _make_folder(run.folder, config)
         return run
@@ -350,7 +367,7 @@ class Run:
         """Append one line to metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
         with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(finite(values)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
@@ -399,7 +416,7 @@ class Run:
                     learner.used.save_pretrained(folder / "model")
                 save_tensors(learner.tensors(), folder / "state.safetensors")
                 write_json(folder / "state.json", {**state, "step": step, "best": best})
-                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+                files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
                 write_checksums(folder, files)
         self._settle(best)
 

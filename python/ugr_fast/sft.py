@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, dropout
 
 from ugr_fast import data, sids
 from ugr_fast.configs import check
-from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.model import Catalogue, SidVocabulary, refuse_windows
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, load_model, seed_everything, set_threads
@@ -60,7 +60,7 @@ def train(config: SftConfig) -> dict[str, Any]:
     catalogue = Catalogue.build(vocabulary, codes)
     learner = make_learner(config, model)
     state = run.resume(learner) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
-    valid = sample_rows(dataset.valid, config.valid_rows, config.seed)
+    valid = sample_rows(dataset.valid, config.valid_rows, config.seed).latest(config.history)
     sequences = data.sequences(dataset.train)
     say(f"sft: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(sequences)} sequences")
     while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
@@ -79,6 +79,7 @@ def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabular
         add_dropout(model, config.dropout)
         return model, vocabulary
     model = load_model(config.model, torch.device("cpu")).float()  # small steps would round away in bfloat16
+    refuse_windows(model.config)
     vocabulary = SidVocabulary.from_tokenizer(_load_tokenizer(config.model), sizes)
     add_tokens(model, vocabulary, config.model)
     return model, vocabulary
@@ -148,10 +149,14 @@ def add_dropout(model: Any, rate: float) -> None:
 
 def add_tokens(model: Any, vocabulary: SidVocabulary, folder: Path) -> None:
     """Grow a language model's embeddings for `vocabulary`; the confidence rows start from " correct" and " wrong"."""
+    spare = model.get_input_embeddings().weight.shape[0]  # may be more rows than the tokenizer has tokens
     model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
     tokenizer = _load_tokenizer(folder)
     tables = {id(table): table for table in (model.get_input_embeddings(), model.get_output_embeddings())}
     with torch.no_grad():
+        for table in tables.values():
+            known, unused = table.weight[: vocabulary.base], table.weight[vocabulary.base : spare]
+            unused.copy_(known.mean(0) + 0.1 * known.std(0) * torch.randn_like(unused))
         for token, words in ((vocabulary.positive, " correct"), (vocabulary.negative, " wrong")):
             ids = tokenizer(words, add_special_tokens=False)["input_ids"]
             for table in tables.values():

@@ -518,4 +518,7 @@ def resolve_collisions(codes: Codes) -> Codes:
     order = np.argsort(group, kind="stable")
     number = np.empty(len(codes), dtype=np.int64)
     number[order] = np.arange(len(codes)) - np.searchsorted(group[order], group[order])
-    return np.concatenate([codes, np.where(sizes[group] > 1, number, -1)[:, None]], axis=1)
+    found = np.concatenate([codes, np.full((len(codes), 1), -1)], axis=1)
+    shared = np.flatnonzero(sizes[group] > 1)
+    found[shared, (codes[shared] >= 0).sum(1)] = number[shared]  # after the item's last code
+    return found
