@@ -415,5 +415,5 @@ def test_times_that_are_text_are_refused(tmp_path):
     for split in ("train", "valid", "test"):
         rows = {"user": [0], "history": [[0]], "item": [1], "ts": ["999"]}
         pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match="train.parquet: `ts` must hold numbers or timestamps, got string"):
+    with pytest.raises(ValueError, match=r"train.parquet: `ts` must hold numbers or timestamps, got string"):
         data.load(tmp_path)
