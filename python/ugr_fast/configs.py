@@ -272,7 +272,7 @@ class DemoConfig:
     out: Path = Path("runs/demo")
     """Folder to write; repeat the command to go on where it stopped."""
     quick: bool = False
-    """A one-minute version: fewer epochs and updates, to see that everything works."""
+    """A two-minute version: fewer epochs and updates, to see that everything works."""
     seed: int = 0
     """Seed of everything."""
     threads: int = 0
