@@ -417,3 +417,9 @@ def test_times_that_are_text_are_refused(tmp_path):
         pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
     with pytest.raises(ValueError, match=r"train.parquet: `ts` must hold numbers or timestamps, got string"):
         data.load(tmp_path)
+
+
+def test_a_column_name_twice_is_refused(tmp_path):
+    (tmp_path / "events.csv").write_text("user,item,user,timestamp\n1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"events.csv has 2 columns `user`; rename all but one"):
+        data.prepare(PrepareConfig(tmp_path / "events.csv", tmp_path / "out"))

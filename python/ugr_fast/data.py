@@ -323,6 +323,9 @@ def _check_columns(path: Path, required: tuple[str, ...], present: list[str]) ->
     missing = [column for column in required if column not in present]
     if missing:
         raise ValueError(f"{path} has no column `{missing[0]}`; its columns are {', '.join(present)}")
+    repeated = [column for column in required if present.count(column) > 1]
+    if repeated:
+        raise ValueError(f"{path} has {present.count(repeated[0])} columns `{repeated[0]}`; rename all but one")
 
 
 def column_of(table: Any, name: str, path: Path) -> Any:

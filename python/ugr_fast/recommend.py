@@ -221,8 +221,6 @@ class Recommender:
             found = [item for item, names in enumerate(known) if spelled(name) in map(spelled, names)]
             if found:
                 break
-        if len(found) == 1:
-            return found[0]
         found = found or [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
         if len(found) == 1:
             return found[0]
