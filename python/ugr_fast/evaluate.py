@@ -16,7 +16,7 @@ from ugr_fast import baselines, data, metrics, sids
 from ugr_fast.configs import METRIC_DEPTH, check
 from ugr_fast.files import write_json
 from ugr_fast.progress import say
-from ugr_fast.recommend import Ranking, hits_at_sid, rank, ranking_metrics
+from ugr_fast.recommend import Ranking, hits_at_sid, rank, ranking_metrics, top_items
 from ugr_fast.run import Run, choose_device, set_threads
 
 if TYPE_CHECKING:
@@ -206,9 +206,6 @@ def examples(ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows
 def _example(
     row: int, ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows
 ) -> dict[str, Any]:
-    beam_of = {tuple(sid): beam for beam, sid in enumerate(ranking.tokens[row].tolist())}
-    shown = [int(item) for item in ranking.items[row, :METRIC_DEPTH] if item >= 0]
-    beams = [beam_of[tuple(catalogue.item_tokens[item].tolist())] for item in shown]
     return {
         "user": int(rows.user[row]),
         "history": [dataset.titles[item] for item in rows.history(row)],
@@ -220,6 +217,6 @@ def _example(
                 "likelihood": float(np.exp(ranking.scores[row, beam])),
                 "hit": item == int(rows.item[row]),
             }
-            for item, beam in zip(shown, beams, strict=True)
+            for item, beam in top_items(ranking, catalogue, row, METRIC_DEPTH)
         ],
     }

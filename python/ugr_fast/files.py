@@ -225,6 +225,23 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line; [] if there is none, and a last line that was cut off is dropped.
+
+    Raises:
+        ValueError: another line is not JSON.
+    """
+    kept: list[Any] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            kept.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is not JSON in line {number} ({error}); remove that line") from error
+    return kept
+
+
 def _sync(path: Path) -> None:
     with open(path, "r+b") as file:  # Windows syncs only what may be written
         os.fsync(file.fileno())

@@ -110,6 +110,13 @@ def _rank_batch(
     out.items[rows] = beams.expand_items(catalogue.trie, out.items.shape[1]).numpy()
 
 
+def top_items(ranking: Ranking, catalogue: Catalogue, row: int, count: int) -> list[tuple[int, int]]:
+    """Return the first `count` items of a row, fewer where fewer were found, each with the beam that it came from."""
+    beam_of = {tuple(sid): beam for beam, sid in enumerate(ranking.tokens[row].tolist())}
+    items = [int(item) for item in ranking.items[row, :count] if item >= 0]
+    return [(item, beam_of[tuple(catalogue.item_tokens[item].tolist())]) for item in items]
+
+
 def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> np.ndarray:
     """Return (N, K) bool: the beam is the semantic ID of the target item (N,)."""
     wanted = catalogue.item_tokens[targets]  # (N, L)
@@ -252,11 +259,7 @@ class Recommender:
         items = [self.find(item) if isinstance(item, str) else index(item) for item in history]
         width = max(k, num_beams or k)
         ranking = rank(self.model, self.catalogue, [items[-self.history_length :]], num_beams=width)
-        sid_of = {int(item): beam for beam in range(width) for item in self._items_at(ranking.tokens[0, beam])}
-        return [self._describe(int(item), ranking, sid_of[int(item)]) for item in ranking.items[0, :k] if item >= 0]
-
-    def _items_at(self, sid: np.ndarray) -> np.ndarray:
-        return self.catalogue.trie.items_at(sid) if sid[0] >= 0 else np.empty(0, dtype=np.int64)
+        return [self._describe(item, ranking, beam) for item, beam in top_items(ranking, self.catalogue, 0, k)]
 
     def _describe(self, item: int, ranking: Ranking, beam: int) -> Recommendation:
         return Recommendation(

@@ -15,7 +15,6 @@ on black and on paper.
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 import shutil
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
-from ugr_fast.files import check_new_folder, new_folder, read_json
+from ugr_fast.files import check_new_folder, new_folder, read_json, read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +135,7 @@ def _read_run(folder: Path, label: str, split: Split) -> EvaluatedRun:
     return EvaluatedRun(
         label=label,
         config=config,
-        lines=_read_lines(folder / "metrics.jsonl"),
+        lines=read_json_lines(folder / "metrics.jsonl"),
         best=read_json(best, "ugr-fast sft") if best.exists() else {},
         found=found,
     )
@@ -146,19 +145,6 @@ def _require(value: Any, keys: Iterable[str], path: Path, remedy: str) -> None:
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; {remedy}")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
-    kept: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            kept.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path} is not JSON in line {number} ({error}); remove that line") from error
-    return kept
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -85,8 +85,8 @@ def train(config: RlConfig) -> dict[str, Any]:
     start = Run.open(config.run)
     dataset = data.load(config.data)
     catalogue = start.load_catalogue()
-    config = _check(config, start, dataset.ids)
-    history = start.config["settings"]["history"]
+    history = _check(config, start, dataset.ids)
+    config = replace(config, history=history)
     train_rows, valid_rows = dataset.train.latest(history), dataset.valid.latest(history)
     seed_everything(config.seed)
     model = start.load_model(device)
@@ -110,13 +110,13 @@ def train(config: RlConfig) -> dict[str, Any]:
     return run.best() or {}
 
 
-def _check(config: RlConfig, start: Run, ids: list[str]) -> RlConfig:
-    """Return the settings with the history of the fine-tuned run, which must know the same items."""
+def _check(config: RlConfig, start: Run, ids: list[str]) -> int:
+    """Return the longest history of the fine-tuned run, which must know the same items."""
     start.check_items(ids)
-    history = start.config["settings"]["history"]
+    history: int = start.config["settings"]["history"]
     if config.history not in (None, history):
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
-    return replace(config, history=history)
+    return history
 
 
 def batch_of(update: int, num_rows: int, batch_size: int, seed: int) -> np.ndarray:

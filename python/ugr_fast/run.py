@@ -55,6 +55,7 @@ from ugr_fast.files import (
     new_file,
     new_folder,
     read_json,
+    read_json_lines,
     write_checksums,
     write_json,
     writing,
@@ -371,18 +372,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = []
-        for index, line in enumerate(lines):
-            try:
-                kept.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if index < len(lines) - 1:
-                    raise ValueError(f"{path} is not JSON in line {index + 1} ({error}); remove that line") from error
-        return kept
+        return read_json_lines(self.folder / "metrics.jsonl")
 
     def _forget_after(self, step: int) -> None:
         """Drop metrics of steps that will run again."""
