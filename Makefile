@@ -54,7 +54,10 @@ fmt: $(VENV)/.installed ## format everything
 bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside what one would otherwise run
 	cargo bench --quiet
 	$(BIN)/python benches/bench_trie.py
+	$(BIN)/python benches/bench_growth.py --max-items 1000000
 	$(BIN)/python benches/bench_math.py
+	$(BIN)/python benches/bench_device.py
+	$(BIN)/python benches/bench_decode.py
 	$(BIN)/python benches/bench_step.py
 
 clean: ## remove the environment and all build products

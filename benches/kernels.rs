@@ -6,10 +6,11 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ugr_fast::advantage::{Scale, group_advantages};
-use ugr_fast::beam::{Beams, Over, step};
+use ugr_fast::beam::{Beams, Draw, Normalize, Over, Rule, step};
 use ugr_fast::calibration::{equal_mass, equal_width};
 use ugr_fast::packing::{Batch, pack};
-use ugr_fast::trie::SidTrie;
+use ugr_fast::trie::{Built, SidTrie};
+use ugr_fast::{filter::Filter, logsumexp};
 
 /// A small generator (splitmix64), so that runs repeat without another dependency.
 struct Random(u64);
@@ -43,18 +44,19 @@ fn random_sids(num_items: usize) -> Vec<i64> {
     (0..num_items * DEPTH).map(token).collect()
 }
 
-fn random_trie(num_items: i64) -> SidTrie {
+fn random_trie(num_items: i64) -> Built {
     let items: Vec<i64> = (0..num_items).collect();
-    SidTrie::build(&random_sids(items.len()), DEPTH, &items, None).expect("valid input")
+    Built::build(&random_sids(items.len()), DEPTH, &items, None, 1).expect("valid input")
 }
 
 fn trie(c: &mut Criterion) {
     let items: Vec<i64> = (0..100_000).collect();
     let sids = random_sids(items.len());
     c.bench_function("trie/build 1e5 x 8", |b| {
-        b.iter(|| SidTrie::build(black_box(&sids), DEPTH, &items, None));
+        b.iter(|| Built::build(black_box(&sids), DEPTH, &items, None, 1));
     });
-    let trie = SidTrie::build(&sids, DEPTH, &items, None).expect("valid input");
+    let built = Built::build(&sids, DEPTH, &items, None, 1).expect("valid input");
+    let trie = SidTrie::from(built.view());
     c.bench_function("trie/walk 1e5 x 8", |b| {
         b.iter(|| trie.walk(black_box(&sids), DEPTH, items.len()));
     });
@@ -65,36 +67,60 @@ fn beam(c: &mut Criterion) {
     const BATCH: usize = 14;
     const NUM_BEAMS: usize = 10;
     let columns = VOCABULARY as usize;
-    let trie = random_trie(1_000_000);
+    let built = random_trie(1_000_000);
     let mut random = Random(2);
     let mut logprobs = |rows: usize| -> Vec<f32> {
         let mut entry = |_| random.unit().ln() as f32;
         (0..rows * columns).map(&mut entry).collect()
     };
-    let (mut nodes, mut scores, mut width) = (vec![0; BATCH], vec![0.0; BATCH], 1);
+    let rule = |normalize| Rule {
+        trie: SidTrie::from(built.view()),
+        filter: None::<&Filter>,
+        num_beams: NUM_BEAMS,
+        over: Over::Vocabulary,
+        normalize,
+        sharpness: 1.0_f32,
+        weight: 1.0,
+        draw: Draw::Best,
+        groups: 1,
+        diversity: 0.0,
+        num_threads: 1,
+    };
+    let (mut nodes, mut totals, mut width) = (vec![0; BATCH], vec![0.0; BATCH], 1);
     for depth in 0..=4 {
         let entries = logprobs(BATCH * width);
-        let advance = || {
-            let (nodes, scores) = (&nodes, &scores);
-            let beams = Beams {
-                nodes,
-                scores,
-                width,
-            };
-            step(
-                &trie,
-                beams,
-                black_box(&entries),
-                columns,
-                Over::Vocabulary,
-                NUM_BEAMS,
-            )
+        let (reached, sums) = (nodes.clone(), totals.clone());
+        let beams = Beams {
+            nodes: &reached,
+            totals: &sums,
+            keys: &sums,
+            width,
+            depth,
         };
-        if [1, 2, 4].contains(&depth) {
-            c.bench_function(&format!("beam/step at depth {depth}"), |b| b.iter(advance));
+        let ways = [
+            ("given", Normalize::Given),
+            ("allowed", Normalize::Live),
+            ("full", Normalize::Columns(0, columns)),
+        ];
+        for (name, normalize) in ways {
+            if [1, 2, 4].contains(&depth) {
+                c.bench_function(&format!("beam/step at depth {depth}, {name}"), |b| {
+                    b.iter(|| step(&rule(normalize), beams, black_box(&entries), columns));
+                });
+            }
         }
-        let level = advance().expect("valid input");
-        (nodes, scores, width) = (level.nodes, level.scores, NUM_BEAMS);
+        let level = step(&rule(Normalize::Given), beams, &entries, columns).expect("valid input");
+        (nodes, totals, width) = (level.nodes, level.totals, NUM_BEAMS);
+    }
+}
+
+fn log_sum_exp(c: &mut Criterion) {
+    let mut random = Random(6);
+    for columns in [2048, 151_936] {
+        let scores: Vec<f32> = (0..columns).map(|_| 8.0 * random.unit() as f32).collect();
+        c.bench_function(&format!("logsumexp/f32 x {columns}"), |b| {
+            b.iter(|| logsumexp::f32(black_box(&scores), 1.0));
+        });
     }
 }
 
@@ -146,5 +172,13 @@ fn calibration(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, trie, beam, packing, advantage, calibration);
+criterion_group!(
+    benches,
+    trie,
+    beam,
+    log_sum_exp,
+    packing,
+    advantage,
+    calibration
+);
 criterion_main!(benches);

@@ -3,11 +3,15 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`trie`] | the catalogue of semantic IDs as flat arrays |
-//! | [`beam`] | one exact step of constrained beam search |
+//! | [`filter`] | items that a request may not be answered with |
+//! | [`beam`] | one step of a constrained search: exact, stochastic or sampled |
+//! | [`logsumexp`] | the normaliser of scores, in one pass |
+//! | [`random`] | noise that is a function of where it is used |
 //! | [`packing`] | a prompt and its candidates as one depth-first row |
 //! | [`advantage`] | group statistics and group-relative advantages |
 //! | [`calibration`] | calibration bins, equal width and equal mass |
 //! | [`float`] | `f32` and `f64`, for the kernels that take both |
+//! | [`ints`] | whole numbers in the narrower of two types |
 //! | [`error`] | what they refuse |
 
 #![forbid(unsafe_code)]
@@ -17,10 +21,15 @@ pub mod advantage;
 pub mod beam;
 pub mod calibration;
 pub mod error;
+pub mod filter;
 pub mod float;
+pub mod ints;
+pub mod logsumexp;
 pub mod packing;
+mod parallel;
 #[cfg(feature = "python")]
 mod python;
+pub mod random;
 pub mod trie;
 
 pub use error::{Error, Result};

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 
-# ---- trie and beam search
+# ---- trie
 
 
 def trie_children(sids: list[tuple[int, ...]], prefix: tuple[int, ...]) -> list[int]:
@@ -20,49 +21,6 @@ def trie_children(sids: list[tuple[int, ...]], prefix: tuple[int, ...]) -> list[
 def trie_items(sids: list[tuple[int, ...]], items: list[int], sid: tuple[int, ...]) -> list[int]:
     """The items of a SID."""
     return sorted(item for other, item in zip(sids, items, strict=True) if other == sid)
-
-
-def beam_step(sids, beams, logprobs, num_beams):
-    """The best expansions of `beams`, a list of (tokens, score) or None for a dead one.
-
-    `logprobs[i][t]` belongs to token t after beam i. Returns a list of (parent, token, logprob, score),
-    best first, padded with None; token -1 is a finished beam that is carried on.
-    """
-    expansions = []
-    for parent, beam in enumerate(beams):
-        if beam is None:
-            continue
-        tokens, score = beam
-        if tokens in sids:
-            expansions.append((parent, -1, score * 0, score))
-        for token in trie_children(sids, tokens):
-            logprob = logprobs[parent][token]
-            expansions += [(parent, token, logprob, score + logprob)]
-    possible = [expansion for expansion in expansions if expansion[3] != -math.inf]
-    possible.sort(key=lambda expansion: (-expansion[3], expansion[0], expansion[1]))
-    return (possible + [None] * num_beams)[:num_beams]
-
-
-def beam_search(sids, items, step_fn, num_beams, zero):
-    """All of a search for one row: a list of (tokens, logprobs, score, item), best first, padded with None.
-
-    `step_fn(list of beams' tokens, None for dead) -> logprobs`; `zero` sets the type of the sums.
-    """
-    beams, paths = [((), zero)], [((), ())]
-    while any(beam is not None and beam[0] not in sids for beam in beams):
-        logprobs = step_fn([beam and beam[0] for beam in beams])
-        best = beam_step(sids, beams, logprobs, num_beams)
-        paths = [step and _extended(paths[step[0]], step) for step in best]
-        beams = [path and (path[0], step[3]) for path, step in zip(paths, best, strict=True)]
-    return [
-        beam and (*path, beam[1], trie_items(sids, items, beam[0])[0]) for beam, path in zip(beams, paths, strict=True)
-    ]
-
-
-def _extended(path, step):
-    tokens, logprobs = path
-    _, token, logprob, _ = step
-    return path if token == -1 else ((*tokens, token), (*logprobs, logprob))
 
 
 # ---- packing, advantages, rewards, metrics
@@ -231,14 +189,14 @@ def markov_ranking(sequences, num_items, history, k):
 # ---- decoding and training, unpacked: one full sequence per candidate, no cache, no packing
 
 
-def next_logprobs(model, tokens, columns):
+def next_logprobs(model, tokens, columns, temperature=1.0):
     """Log-probs of the next token over `columns` (all if None), as {token: log p}."""
-    logits = model(torch.tensor([tokens])).logits[0, -1]
+    logits = model(torch.tensor([tokens])).logits[0, -1] / temperature
     columns = range(len(logits)) if columns is None else list(columns)
     return dict(zip(columns, torch.log_softmax(logits[list(columns)], 0), strict=True))
 
 
-def model_beam_search(model, prompt, sids, num_beams, columns_of):
+def model_beam_search(model, prompt, sids, num_beams, columns_of, temperature=1.0):
     """Beams [(score, sid)] best first; `columns_of(prefix)` is what the log-probs are normalised over."""
     beams = [(0.0, ())]
     depth = max(len(sid) for sid in sids)
@@ -249,7 +207,7 @@ def model_beam_search(model, prompt, sids, num_beams, columns_of):
             if not children:
                 grown.append((-score, parent, -1, prefix))
                 continue
-            logprobs = next_logprobs(model, [*prompt, *prefix], columns_of(prefix))
+            logprobs = next_logprobs(model, [*prompt, *prefix], columns_of(prefix), temperature)
             grown += [(-(score + logprobs[t].item()), parent, t, (*prefix, t)) for t in children]
         beams = [(-negative, prefix) for negative, _, _, prefix in sorted(grown)[:num_beams]]
     return beams
@@ -271,3 +229,122 @@ def confidence_logit(model, prompt, sid, vocabulary):
     """z_positive - z_negative after the suffix of one candidate, from one unpacked sequence."""
     logits = model(torch.tensor([[*prompt, *sid, *vocabulary.suffix]])).logits[0, -1]
     return logits[vocabulary.positive] - logits[vocabulary.negative]
+
+
+# ---- trie, filters and changes
+
+
+def kept_items(items, allow, deny):
+    """The items that the lists of one row leave; None is no list."""
+    return {item for item in items if (allow is None or item in allow) and (deny is None or item not in deny)}
+
+
+def kept_rows(sids, items, kept):
+    """A catalogue without the items that are not kept."""
+    rows = [(sid, item) for sid, item in zip(sids, items, strict=True) if item in kept]
+    return [sid for sid, _ in rows], [item for _, item in rows]
+
+
+def list_of_row(lists, row):
+    """What `SidTrie.filter` takes as the list of a row: ids for all rows, one list for all, or one for each."""
+    if lists is None:
+        return None
+    if all(isinstance(entry, int) for entry in lists):
+        return lists
+    return lists[0] if len(lists) == 1 else lists[row]
+
+
+def item_ranking(sids, items, found, num_items):
+    """The items of the found SIDs, ascending within one, padded with -1."""
+    ranking = [item for sid in found for item in trie_items(sids, items, sid)]
+    return (ranking + [-1] * num_items)[:num_items]
+
+
+def changed_catalogue(catalogue, change):
+    """A catalogue {item: sid} after a change: ("add", {item: sid}) or ("remove", [item])."""
+    kind, what = change
+    if kind == "add":
+        return catalogue | what
+    return {item: sid for item, sid in catalogue.items() if item not in what}
+
+
+# ---- search rules: normalisation, length penalty, diverse groups, draws
+
+
+class Beam(NamedTuple):
+    """A prefix, the log-probability of each of its tokens, their sum, and the sum over the length penalty."""
+
+    tokens: tuple
+    logprobs: tuple
+    total: Any
+    score: Any
+
+
+def log_softmax(logits, columns, temperature=1.0):
+    """{token: log-probability} over `columns` in float64, from an exact sum; -inf if no logit is above it."""
+    scaled = {token: float(logits[token]) / temperature for token in columns}
+    top = max(scaled.values(), default=-math.inf)
+    if top == -math.inf:
+        return scaled
+    log_sum = math.log(math.fsum(math.exp(x - top) for x in scaled.values()))
+    return {token: x - top - log_sum for token, x in scaled.items()}
+
+
+def expansions(sids, beam, logprobs_of, weight):
+    """All (token, beam) that a beam can become; token -1 is a finished beam that is carried on."""
+    if beam.tokens in sids:
+        return [(-1, beam)]
+    logprobs = logprobs_of(beam.tokens)
+    grown = []
+    for token in trie_children(sids, beam.tokens):
+        total = beam.total + logprobs[token]
+        if total != -math.inf:
+            path = (*beam.tokens, token), (*beam.logprobs, logprobs[token])
+            grown.append((token, Beam(*path, total, total * weight)))
+    return grown
+
+
+def beam_step(sids, beams, logprobs_of, num_beams, weight, num_groups, diversity):
+    """The beams after `beams`, each a Beam or None, one group after the other and each group best first."""
+    size = num_beams // num_groups
+    chosen = []  # (token, beam) or None
+    for group in range(num_groups):
+        earlier = [choice for choice in chosen if choice]
+        own = [0] if len(beams) == 1 else [i for i in range(group * size, (group + 1) * size) if beams[i]]
+        ranked = []
+        for parent in own:
+            for token, beam in expansions(sids, beams[parent], logprobs_of, weight):
+                if beam.tokens in sids and any(beam.tokens == other.tokens for _, other in earlier):
+                    continue
+                penalty = diversity * type(beam.total)(sum(token == other for other, _ in earlier))
+                ranked.append((-(beam.score - penalty), parent, token, beam))
+        best = [(token, beam) for _, _, token, beam in sorted(ranked, key=lambda r: r[:3])][:size]
+        chosen += best + [None] * (size - len(best))
+    return [choice and choice[1] for choice in chosen]
+
+
+def beam_search(sids, logprobs_of, num_beams, zero, *, length_penalty=0, num_groups=1, diversity=0):
+    """The finished beams of one row, best first; `zero` sets the type of the sums.
+
+    `logprobs_of(prefix)` gives {token: log-probability} for at least all allowed tokens.
+    """
+    beams, kind, length = [Beam((), (), zero, zero)], type(zero), 0
+    while any(beam and beam.tokens not in sids for beam in beams):
+        length += 1
+        weight = kind(float(length) ** -length_penalty)
+        beams = beam_step(sids, beams, logprobs_of, num_beams, weight, num_groups, kind(diversity))
+    return sorted([beam for beam in beams if beam], key=lambda beam: -beam.score)
+
+
+def sid_probabilities(sids, logprobs_of):
+    """{SID: probability} of drawing it token by token."""
+    return {sid: math.exp(sum(logprobs_of(sid[:depth])[token] for depth, token in enumerate(sid))) for sid in sids}
+
+
+def draw_order_probability(order, probabilities):
+    """The probability that the first draws without replacement are `order`."""
+    left, result = 1.0, 1.0
+    for sid in order:
+        result *= probabilities[sid] / left
+        left -= probabilities[sid]
+    return result

@@ -74,6 +74,14 @@ def test_recommend_as_text_and_as_json(pipeline):
     assert text.err == found.err == ""
 
 
+def test_recommend_can_leave_out_what_was_seen(pipeline):
+    wide = ("recommend", "--run", pipeline.rl, "--history", HISTORY, "--json", "--k", 1000)
+    everything, fresh = (json.loads(call(*wide, *more).out) for more in ((), ("--hide-seen",)))
+    seen = [item for item in everything if item not in fresh]
+    assert len(seen) == len(HISTORY.split(";"))
+    assert [item for item in everything if item in fresh] == fresh
+
+
 def test_report_names_what_it_wrote(pipeline, tmp_path):
     pytest.importorskip("matplotlib")
     done = call("report", "--runs", pipeline.sft, pipeline.rl, "--out", tmp_path / "report")
@@ -378,6 +386,7 @@ RL_SETTINGS = [
     (["--micro-batch-size", 0], "`micro_batch_size` must be at least 1"),
     (["--inner-updates", 0], "`inner_updates` must be at least 1"),
     (["--clip", 0], "`clip` must be a finite number above 0"),
+    (["--rollout", "sample"], "`normalize` must be allowed, what `rollout` sample draws from, got full"),
     (["--reward-temperature", 0], "`reward_temperature` must be a finite number above 0"),
     (["--alpha-min", 2], r"`alpha_min` must be in \[0, 1\]"),
     (["--gamma", -0.5], r"`gamma` must be in \[0, 1\]"),

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import reference
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ugr_fast import beam_search as uf_beam_search
 from ugr_fast.decode import beam_search
-from ugr_fast.model import pad_left
+from ugr_fast.engines import RowEngine, TreeEngine
+from ugr_fast.model import Catalogue, SidVocabulary, head_logits, pad_left
 
 HISTORIES = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11]]
+ENGINES = [(name, engine) for name in tiny.ARCHITECTURES for engine in ("tree", "rows")]
+ENGINES.append(("mistral", "rows"))
 
 
 def prompts_of(catalogue):
@@ -20,7 +28,22 @@ def search(model, catalogue, **settings):
     return beam_search(model, ids, mask, catalogue.trie, vocabulary=catalogue.vocabulary, **settings)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def assert_equals_reference(model, catalogue, num_beams, normalize, temperature=1.0, **settings):
+    """The beams of every prompt against one unpacked forward per prefix."""
+    found = search(model, catalogue, num_beams=num_beams, normalize=normalize, temperature=temperature, **settings)
+    columns = tiny.columns_of(normalize, catalogue)
+    sids = tiny.sids_of(catalogue)
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts_of(catalogue)):
+            slow = reference.model_beam_search(model, prompt, sids, num_beams, columns, temperature)
+            tokens = [tuple(t for t in sid if t >= 0) for sid in found.tokens[row].tolist()]
+            assert tokens == [sid for _, sid in slow]
+            np.testing.assert_allclose(found.scores[row], [score for score, _ in slow], rtol=1e-12)
+    np.testing.assert_allclose(found.logprobs.sum(2), found.scores, rtol=1e-12)
+    return found
+
+
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, *tiny.ROWS_ONLY])
 @pytest.mark.parametrize("num_beams", [1, 3, 16])
 def test_equals_generate_with_a_prefix_function(architecture, num_beams):
     catalogue = tiny.catalogue()
@@ -48,29 +71,22 @@ def test_equals_generate_with_a_prefix_function(architecture, num_beams):
     assert torch.equal(ours.tokens, theirs[:, width:].reshape(len(ids), num_beams, 3))
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "engine"), ENGINES)
 @pytest.mark.parametrize("normalize", ["full", "sid", "allowed"])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_equals_the_slow_reference(architecture, normalize, ragged):
+def test_equals_the_slow_reference(architecture, engine, normalize, ragged):
     catalogue = tiny.catalogue(ragged=ragged)
     model = tiny.model(catalogue.vocabulary, architecture)
-    ours = search(model, catalogue, num_beams=8, normalize=normalize)
-    with torch.no_grad():
-        for row, prompt in enumerate(prompts_of(catalogue)):
-            columns = tiny.columns_of(normalize, catalogue)
-            slow = reference.model_beam_search(model, prompt, tiny.sids_of(catalogue), 8, columns)
-            found = [tuple(t for t in sid if t >= 0) for sid in ours.tokens[row].tolist()]
-            assert found == [sid for _, sid in slow]
-            np.testing.assert_allclose(ours.scores[row], [score for score, _ in slow], rtol=1e-12)
-    np.testing.assert_allclose(ours.logprobs.sum(2), ours.scores, rtol=1e-12)
+    assert_equals_reference(model, catalogue, 8, normalize, engine=engine)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "engine"), ENGINES)
+@pytest.mark.parametrize("normalize", ["full", "allowed"])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_confidence_equals_the_unpacked_forward(architecture, ragged):
+def test_confidence_equals_the_unpacked_forward(architecture, engine, normalize, ragged):
     catalogue = tiny.catalogue(ragged=ragged)
     model = tiny.model(catalogue.vocabulary, architecture, spread=2.0)
-    ours = search(model, catalogue, num_beams=6, confidence=True)
+    ours = search(model, catalogue, num_beams=6, normalize=normalize, confidence=True, engine=engine)
     with torch.no_grad():
         for row, prompt in enumerate(prompts_of(catalogue)):
             for beam, sid in enumerate(ours.tokens[row].tolist()):
@@ -80,15 +96,260 @@ def test_confidence_equals_the_unpacked_forward(architecture, ragged):
     assert ours.confidence.std() > 1e-3
 
 
-def test_padding_side_and_batch_do_not_matter():
+@pytest.mark.parametrize("engine", ["tree", "rows"])
+@pytest.mark.parametrize("normalize", ["full", "sid", "allowed"])
+@pytest.mark.parametrize("temperature", [0.3, 2.5])
+def test_temperature_divides_the_logits(engine, normalize, temperature):
     catalogue = tiny.catalogue()
     model = tiny.model(catalogue.vocabulary)
-    together = search(model, catalogue, num_beams=5, confidence=True)
+    assert_equals_reference(model, catalogue, 6, normalize, temperature, engine=engine)
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    return tiny.model(tiny.catalogue().vocabulary)
+
+
+@given(
+    num_items=st.integers(1, 14),
+    seed=st.integers(0, 1000),
+    ragged=st.booleans(),
+    num_beams=st.integers(1, 6),
+    engine=st.sampled_from(["tree", "rows"]),
+)
+@settings(max_examples=25)
+def test_forced_tokens_change_nothing(small_model, num_items, seed, ragged, num_beams, engine):
+    """Small catalogues force most tokens, in any place, and differently for the beams of one level."""
+    catalogue = tiny.catalogue(num_items=num_items, seed=seed, ragged=ragged)
+    ids, mask = pad_left([[1, 6, 11], [1, 5, 12, 17, 9]], catalogue.vocabulary.pad)
+    found = beam_search(small_model, ids, mask, catalogue.trie, num_beams=num_beams, normalize="allowed", engine=engine)
+    columns = tiny.columns_of("allowed", catalogue)
+    with torch.no_grad():
+        for row in range(2):
+            prompt = ids[row][mask[row] == 1].tolist()
+            slow = reference.model_beam_search(small_model, prompt, tiny.sids_of(catalogue), num_beams, columns)
+            tokens = [tuple(t for t in sid if t >= 0) for sid in found.tokens[row].tolist() if sid[0] >= 0]
+            assert tokens == [sid for _, sid in slow]
+            np.testing.assert_allclose(found.scores[row, : len(slow)], [s for s, _ in slow], rtol=1e-12)
+
+
+@contextmanager
+def watched_forwards(model):
+    """The tokens per prompt of each forward pass of the decoder, as they come."""
+    widths = []
+    hook = model.model.register_forward_hook(
+        lambda _module, _args, named, _output: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    yield widths
+    hook.remove()
+
+
+GRID = np.stack(np.meshgrid(np.arange(5), np.arange(4), indexing="ij"), -1).reshape(-1, 2)  # (20, 2)
+SHAPES = {  # where decisions fall, and how many tokens of a prompt of 16 run in each forward: "allowed" and "full"
+    "forced tail": ([0, 1, None, None], [16, 5], [16, 5, 8, 8]),
+    "forced head": ([None, None, 0, 1], [16 + 2, 5], [16, 1, 1, 5]),
+    "forced between": ([0, None, None, 1], [16, 5 * 3], [16, 5, 5, 5]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forced_tokens_ride_with_the_next_decision_or_not_at_all(shape):
+    levels, allowed, full = SHAPES[shape]
+    codes = np.stack([np.zeros(len(GRID), int) if at is None else GRID[:, at] for at in levels], 1)
+    catalogue = Catalogue.build(SidVocabulary.from_scratch((5, 5, 5, 5)), codes)
+    model = tiny.model(catalogue.vocabulary)
+    longest = max(len(prompt) for prompt in prompts_of(catalogue))
+    for normalize, widths in (("allowed", allowed), ("full", full), ("sid", full)):
+        with watched_forwards(model) as run:
+            found = search(model, catalogue, num_beams=8, normalize=normalize)
+        assert run == [longest - 16 + widths[0], *widths[1:]]
+        assert torch.equal(found.scores, assert_equals_reference(model, catalogue, 8, normalize).scores)
+
+
+def test_a_search_without_a_choice_runs_the_model_for_its_confidence_alone():
+    catalogue = Catalogue.build(SidVocabulary.from_scratch((2, 2, 2)), [[1, 0, 1]])
+    model = tiny.model(catalogue.vocabulary)
+    ids, mask = pad_left([[1, 5, 8], [1, 6]], 0)
+    settings = {"num_beams": 2, "normalize": "allowed", "vocabulary": catalogue.vocabulary}
+    for confidence, expected in ((False, []), (True, [3 + 3 + 1])):  # prompt, semantic ID, suffix
+        with watched_forwards(model) as run:
+            found = beam_search(model, ids, mask, catalogue.trie, confidence=confidence, **settings)
+        assert run == expected
+        assert found.scores.tolist() == [[0, -np.inf]] * 2
+        assert found.scores.dtype == torch.float64
+        assert found.items.tolist() == [[0, -1]] * 2
+
+
+@pytest.mark.parametrize("engine", [TreeEngine, RowEngine])
+def test_engines_follow_any_parents_at_any_width(small_model, engine):
+    """Parents chosen twice, beams that end or are left out, a number of beams that changes."""
+    rng = np.random.default_rng(0)
+    ids, mask = pad_left([[1, 6, 11], [1, 5, 12, 17, 9]], 0)
+    runner = engine(small_model, ids, mask, (5, 20))
+    prefixes = [[row[keep == 1].tolist()] for row, keep in zip(ids, mask, strict=True)]
+    with torch.no_grad():
+        for width in (1, 3, 5, 2, 4):
+            wanted = rng.random((2, len(prefixes[0]))) < 0.6
+            wanted[:, 0] = True
+            tokens = [prefixes[row][beam] for row, beam in zip(*np.nonzero(wanted), strict=True)]
+            alone = torch.stack([small_model(torch.tensor([prefix])).logits[0, -1, 5:20] for prefix in tokens])
+            torch.testing.assert_close(runner.logits(wanted), alone, rtol=1e-12, atol=1e-14)
+            parents = rng.integers(0, len(prefixes[0]), (2, width))
+            added = rng.integers(5, 20, (2, width))
+            runner.follow(parents, added)
+            prefixes = [
+                [
+                    [*prefixes[row][parent], token]
+                    for parent, token in zip(parents[row], added[row].tolist(), strict=True)
+                ]
+                for row in range(2)
+            ]
+
+
+def test_the_head_runs_on_deciding_rows_and_needed_columns_only(monkeypatch):
+    from ugr_fast import engines
+
+    catalogue = tiny.catalogue(num_items=12)
+    model = tiny.model(catalogue.vocabulary)
+    shapes = []
+
+    def watched(*arguments):
+        logits = head_logits(*arguments)
+        shapes.append(tuple(logits.shape))
+        return logits
+
+    monkeypatch.setattr(engines, "head_logits", watched)
+    search(model, catalogue, num_beams=20, normalize="sid")
+    low, high = catalogue.vocabulary.sid_range
+    tokens = catalogue.item_tokens
+    beams = [len(np.unique(tokens[:, :depth], axis=0)) for depth in range(3)]
+    assert shapes == [(len(HISTORIES) * count, high - low) for count in beams]
+
+
+def logits_of(model, prompts, found):
+    """A step function for `BeamSearch`: the logits after every prefix, each from an unpacked forward."""
+
+    def step_fn(tokens):
+        width = len(tokens) // len(prompts)
+        rows = []
+        for row, prefix in enumerate(tokens.tolist()):
+            ids = [*prompts[row // width], *(t for t in prefix if t >= 0)]
+            rows.append(model(torch.tensor([ids])).logits[0, -1].double().numpy())
+        return np.stack(rows)
+
+    return step_fn
+
+
+MODES = {
+    "filtered": {"normalize": "allowed"},
+    "stochastic": {"method": "stochastic", "normalize": "allowed", "seed": 3},
+    "sample": {"method": "sample", "normalize": "allowed", "seed": 4, "temperature": 0.7},
+    "groups": {"num_groups": 3, "diversity": 2.0, "normalize": "allowed"},
+    "penalty": {"length_penalty": 1.5, "normalize": "full", "temperature": 2.0},
+}
+
+
+@pytest.mark.parametrize("engine", ["tree", "rows"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_equals_the_search_over_unpacked_logits(mode, ragged, engine):
+    """`BeamSearch` itself is held to the slow reference elsewhere; here its scores come from a model."""
+    catalogue = tiny.catalogue(ragged=ragged)
+    model = tiny.model(catalogue.vocabulary)
+    prompts = prompts_of(catalogue)
+    rng = np.random.default_rng(0)
+    denied = catalogue.trie.filter(deny=[rng.permutation(30)[: 9 * row] for row in range(len(prompts))])
+    settings = {**MODES[mode], "num_beams": 6, "filter": denied}
+    ours = search(model, catalogue, engine=engine, confidence=True, **settings)
+    with torch.no_grad():
+        truth = uf_beam_search(catalogue.trie, logits_of(model, prompts, ours), batch_size=len(prompts), **settings)
+        np.testing.assert_array_equal(ours.tokens, truth.tokens)
+        np.testing.assert_array_equal(ours.items, truth.items)
+        np.testing.assert_allclose(ours.scores, truth.scores, rtol=1e-11)
+        np.testing.assert_allclose(ours.logprobs, truth.logprobs, rtol=1e-11, atol=1e-13)
+        if mode == "stochastic":
+            np.testing.assert_allclose(ours.perturbed, truth.perturbed, rtol=1e-11)
+            np.testing.assert_allclose(ours.threshold, truth.threshold, rtol=1e-11)
+            np.testing.assert_allclose(ours.inclusion, truth.inclusion, rtol=1e-9)
+        for row, prompt in enumerate(prompts):
+            for beam, sid in enumerate(ours.tokens[row].tolist()):
+                real = [token for token in sid if token >= 0]
+                if real:
+                    logit = reference.confidence_logit(model, prompt, real, catalogue.vocabulary)
+                    torch.testing.assert_close(ours.confidence[row, beam], torch.sigmoid(logit), rtol=1e-9, atol=0)
+                else:
+                    assert ours.confidence[row, beam].isnan()
+
+
+@pytest.mark.parametrize("normalize", ["full", "sid", "allowed"])
+def test_denied_items_are_as_if_they_were_not_there(normalize):
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    ids, mask = pad_left(prompts_of(catalogue)[:1], catalogue.vocabulary.pad)
+    denied = list(range(0, 30, 2))
+    found = search_rows(model, catalogue, ids, mask, catalogue.trie, normalize, catalogue.trie.filter(deny=denied))
+    gone = search_rows(model, catalogue, ids, mask, catalogue.trie.remove(denied), normalize, None)
+    assert torch.equal(found.tokens, gone.tokens)
+    assert torch.equal(found.items, gone.items)
+    assert torch.equal(found.expand_items(20), gone.expand_items(20))
+    torch.testing.assert_close(found.scores, gone.scores, rtol=1e-12, atol=0)
+    assert not set(found.items.flatten().tolist()) & set(denied)
+
+
+def search_rows(model, catalogue, ids, mask, trie, normalize, denied):
+    return beam_search(
+        model, ids, mask, trie, num_beams=8, normalize=normalize, filter=denied, vocabulary=catalogue.vocabulary
+    )
+
+
+def test_a_prompt_without_an_allowed_item_gets_padding():
+    catalogue = tiny.catalogue()
+    denied = catalogue.trie.filter(allow=[[], [3], [4, 5], list(range(30))])
+    found = search(tiny.model(catalogue.vocabulary), catalogue, num_beams=3, filter=denied, confidence=True)
+    assert found.items[0].tolist() == [-1, -1, -1]
+    assert found.confidence[0].isnan().all()
+    assert found.items[1].tolist() == [3, -1, -1]
+    assert sorted(found.items[2].tolist()) == [-1, 4, 5]
+    assert (found.items[3] >= 0).all()
+
+
+def test_the_one_pass_normaliser_equals_torch_in_float32():
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary).float()
+    exact = tiny.model(catalogue.vocabulary)
+    ours, truth = (search(m, catalogue, num_beams=6) for m in (model, exact))
+    assert ours.scores.dtype == torch.float32
+    assert torch.equal(ours.tokens, truth.tokens)
+    torch.testing.assert_close(ours.scores.double(), truth.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_makes_its_own_mask_gets_rows():
+    catalogue = tiny.catalogue()
+    for name, message in (("mistral", "attend to its whole context"), ("bloom", "take 4-D masks and `position_ids`")):
+        model = tiny.model(catalogue.vocabulary, name)
+        found, rows = (search(model, catalogue, num_beams=4, engine=engine) for engine in ("auto", "rows"))
+        assert torch.equal(found.scores, rows.scores)
+        with pytest.raises(ValueError, match=message):
+            search(model, catalogue, num_beams=4, engine="tree")
+
+
+@pytest.mark.parametrize("engine", ["tree", "rows"])
+def test_padding_side_and_batch_do_not_matter(engine):
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    together = search(model, catalogue, num_beams=5, confidence=True, engine=engine)
     for row, prompt in enumerate(prompts_of(catalogue)):
         ids = torch.tensor([prompt + [0] * 7])
         mask = torch.tensor([[1] * len(prompt) + [0] * 7])
         alone = beam_search(
-            model, ids, mask, catalogue.trie, num_beams=5, vocabulary=catalogue.vocabulary, confidence=True
+            model,
+            ids,
+            mask,
+            catalogue.trie,
+            num_beams=5,
+            vocabulary=catalogue.vocabulary,
+            confidence=True,
+            engine=engine,
         )
         assert torch.equal(alone.tokens[0], together.tokens[row])
         torch.testing.assert_close(alone.scores[0], together.scores[row], rtol=1e-12, atol=0)
@@ -118,28 +379,27 @@ def test_every_beam_is_an_item_of_the_catalogue():
         assert {tuple(sid) for sid in beams} == set(tiny.sids_of(catalogue))
 
 
-def test_generation_config_has_no_influence():
+@pytest.mark.parametrize("engine", ["tree", "rows"])
+def test_generation_config_has_no_influence(engine):
     catalogue = tiny.catalogue()
     model = tiny.model(catalogue.vocabulary)
-    before = search(model, catalogue, num_beams=8)
+    before = search(model, catalogue, num_beams=8, engine=engine)
     model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=9.0, num_beams=3)
-    after = search(model, catalogue, num_beams=8)
+    after = search(model, catalogue, num_beams=8, engine=engine)
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.scores, after.scores)
 
 
 def test_expand_items_lists_all_items_of_a_sid_by_ascending_id():
-    from ugr_fast.model import Catalogue, SidVocabulary
-
     codes = [[0, 0], [0, 1], [0, 0], [1, 0], [0, 0]]
     catalogue = Catalogue.build(SidVocabulary.from_scratch((2, 2)), codes)
     ids, mask = pad_left([catalogue.prompt([1])], 0)
     found = beam_search(tiny.model(catalogue.vocabulary), ids, mask, catalogue.trie, num_beams=3)
-    ranked = found.expand_items(catalogue.trie, 6)[0].tolist()
+    ranked = found.expand_items(6)[0].tolist()
     place = ranked.index(0)
     assert ranked[place : place + 3] == [0, 2, 4]
     assert sorted(ranked) == [-1, 0, 1, 2, 3, 4]
-    assert found.expand_items(catalogue.trie, 2).shape == (1, 2)
+    assert found.expand_items(2).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +409,15 @@ def test_expand_items_lists_all_items_of_a_sid_by_ascending_id():
         ({"attention_mask": torch.ones(1, 2, dtype=torch.long)}, "must share one shape"),
         ({"normalize": "some"}, "`normalize` must be"),
         ({"normalize": "sid", "vocabulary": None}, "`vocabulary` must be given"),
+        ({"confidence": True, "vocabulary": None}, "`vocabulary` must be given"),
+        ({"normalize": "sid", "vocabulary": SidVocabulary.from_scratch((5, 4))}, r"tokens in \[5, 14\) alone"),
+        ({"temperature": 0.0}, "`temperature` must be finite and above 0, got 0.0"),
+        ({"temperature": float("inf")}, "`temperature` must be finite"),
+        ({"temperature": float("nan")}, "`temperature` must be finite"),
+        ({"engine": "fast"}, "`engine` must be 'auto', 'tree' or 'rows', got 'fast'"),
         ({"num_beams": 0}, "`num_beams`"),
+        ({"method": "sample"}, "`normalize` must be 'allowed' to draw"),
+        ({"num_groups": 3}, "`num_groups` must divide"),
     ],
 )
 def test_bad_input_says_what_is_wrong(change, message):

@@ -3,9 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.losses import token_logprobs
+from ugr_fast.model import (
+    Catalogue,
+    SidVocabulary,
+    confidence_logit,
+    head_columns,
+    head_logits,
+    hidden_states,
+    takes_pattern,
+)
+from ugr_fast.trie import SidTrie
 
 histories = st.lists(st.integers(0, 29), min_size=1, max_size=8)
 
@@ -90,19 +102,117 @@ def test_bad_history(catalogue, history, message):
         catalogue.prompt(history)
 
 
-def test_sliding_windows_are_refused():
-    import torch
-    import transformers
-    from ugr_fast.model import hidden_states
-
-    settings = {"vocab_size": 10, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, **tiny.COMMON}
-    windowed = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=4, **settings))
+def test_only_models_that_attend_as_told_take_a_pattern():
+    vocabulary = tiny.catalogue().vocabulary
     tokens = torch.tensor([[1, 2]])
     allowed = torch.ones(1, 2, 2, dtype=torch.bool).tril()
-    with pytest.raises(ValueError, match="`model` must attend to its whole context"):
-        hidden_states(windowed, tokens, allowed, torch.tensor([[0, 1]]))
-    whole = transformers.MistralForCausalLM(transformers.MistralConfig(sliding_window=None, **settings))
-    assert hidden_states(whole, tokens, allowed, torch.tensor([[0, 1]])).shape == (1, 2, 32)
+    for name in tiny.EVERY:
+        model = tiny.model(vocabulary, name)
+        assert takes_pattern(model) == (name not in tiny.ROWS_ONLY)
+        if name in ("gemma2", "mistral"):
+            with pytest.raises(ValueError, match="`model` must attend to its whole context"):
+                hidden_states(model, tokens, allowed, torch.tensor([[0, 1]]))
+    whole = tiny.EVERY["mistral"](vocabulary.size)
+    whole.sliding_window = None
+    model = transformers.AutoModelForCausalLM.from_config(whole)
+    assert takes_pattern(model)
+    assert hidden_states(model, tokens, allowed, torch.tensor([[0, 1]])).shape == (1, 2, 32)
+
+
+ENDS = {"bos_token_id": None, "eos_token_id": None}
+OTHERS = {
+    "local": transformers.GPTNeoConfig(
+        vocab_size=20, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], **ENDS
+    ),
+    "alibi": transformers.FalconConfig(vocab_size=20, alibi=True, **tiny.COMMON, **ENDS),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_local_attention_and_alibi_take_no_pattern(name):
+    assert not takes_pattern(transformers.AutoModelForCausalLM.from_config(OTHERS[name]))
+
+
+def test_flash_attention_takes_no_pattern():
+    model = tiny.model(tiny.catalogue().vocabulary)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not takes_pattern(model)
+
+
+TOKENS = torch.tensor([[1, 5, 10, 14], [1, 6, 11, 17]])
+
+
+@pytest.mark.parametrize("name", tiny.EVERY)
+def test_head_logits_end_as_the_model_does(name):
+    vocabulary = tiny.catalogue().vocabulary
+    model = tiny.model(vocabulary, name).double()
+    with torch.no_grad():
+        theirs = model(TOKENS).logits  # (B, T, V)
+        hidden = model.base_model(TOKENS).last_hidden_state
+        assert torch.equal(head_logits(model, hidden), theirs)
+        for low, high in ((0, vocabulary.size), vocabulary.sid_range, (3, 4)):
+            ours = head_logits(model, hidden, (low, high))
+            torch.testing.assert_close(ours, theirs[..., low:high], rtol=1e-12, atol=1e-15)
+        margin = theirs[..., vocabulary.positive] - theirs[..., vocabulary.negative]
+        torch.testing.assert_close(confidence_logit(model, hidden, vocabulary), margin, rtol=1e-12, atol=1e-15)
+
+
+class Doubled(torch.nn.Linear):
+    """A head that does more than multiply, as adapters do."""
+
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Doubled])
+def test_head_logits_with_a_bias_and_with_a_wrapped_head(kind):
+    vocabulary = tiny.catalogue().vocabulary
+    model = tiny.model(vocabulary, "llama")
+    model.lm_head = kind(32, vocabulary.size, dtype=torch.float64)
+    with torch.no_grad():
+        theirs = model(TOKENS).logits
+        hidden = model.base_model(TOKENS).last_hidden_state
+        for columns in (None, (3, 9)):
+            expected = theirs if columns is None else theirs[..., 3:9]
+            torch.testing.assert_close(head_logits(model, hidden, columns), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("columns", [None, (3, 9)])
+def test_head_logits_of_half_precision_are_float32(columns):
+    model = tiny.model(tiny.catalogue().vocabulary).bfloat16()
+    hidden = torch.ones(2, 32, dtype=torch.bfloat16)
+    assert head_logits(model, hidden, columns).dtype == torch.float32
+
+
+def test_head_columns(catalogue):
+    low, high = head_columns("sid", catalogue.vocabulary, None)
+    assert (low, high) == catalogue.vocabulary.sid_range
+    tokens = catalogue.item_tokens[catalogue.item_tokens >= 0]
+    assert head_columns("allowed", None, catalogue.trie) == (tokens.min(), tokens.max() + 1)
+    assert head_columns("full", None, None) is None
+    assert SidTrie.build([[7, 9, 8], [3]]).token_span == (3, 10)
+    with pytest.raises(ValueError, match="`normalize` must be 'full', 'sid' or 'allowed', got 'some'"):
+        head_columns("some", None, None)
+    for normalize, missing in (("sid", "vocabulary"), ("allowed", "trie")):
+        with pytest.raises(ValueError, match=f"`{missing}` must be given for normalize='{normalize}'"):
+            head_columns(normalize, None, None)
+
+
+def test_a_candidate_outside_of_what_is_counted_has_no_log_prob():
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    hidden, index = torch.zeros(1, 2, 32, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.long)
+    for normalize in ("sid", "allowed"):
+        with pytest.raises(ValueError, match=f"`tokens` must lie in .* for normalize='{normalize}', got 4 to 4"):
+            token_logprobs(
+                model,
+                hidden,
+                index,
+                index + 4,
+                normalize=normalize,
+                vocabulary=catalogue.vocabulary,
+                trie=catalogue.trie,
+            )
 
 
 def test_a_semantic_id_that_begins_another_is_refused():

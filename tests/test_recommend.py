@@ -158,6 +158,34 @@ def test_items_of_one_sid_share_its_score_and_come_by_number():
     assert len(set(sids)) == len([0 for sid, other in zip(sids, [None, *sids], strict=False) if sid != other])
 
 
+def test_filters_leave_the_order_of_the_rest():
+    """Items on shared SIDs are filtered one by one, and what is left comes in the order that it had."""
+    catalogue = colliding()
+    names = [str(item) for item in range(30)]
+    known = Recommender(tiny.model(catalogue.vocabulary), catalogue, names, names, 4)
+    everything = [found.item for found in known([3, 1], k=30)]
+    out = [0, 5, 6, 17]
+    assert [found.item for found in known([3, 1], k=30, deny=out)] == [i for i in everything if i not in out]
+    assert [found.item for found in known([3, 1], k=30, allow=out)] == [i for i in everything if i in out]
+    assert [found.item for found in known([3, 1], k=30, hide_seen=True)] == [i for i in everything if i not in (3, 1)]
+    both = known([3, 1], k=30, allow=[1, 2, 3, 4], deny=[4], hide_seen=True)
+    assert [found.item for found in both] == [2]
+    assert known([3, 1], k=3, allow=[]) == []
+    assert len(known([3, 1], k=5, deny=everything[:5])) == 5
+
+
+def test_rank_takes_one_filter_for_all():
+    catalogue = tiny.catalogue()
+    with pytest.raises(ValueError, match="`filter` must have one row, for all histories, got 2"):
+        rank(
+            tiny.model(catalogue.vocabulary),
+            catalogue,
+            [[0], [1]],
+            num_beams=2,
+            filter=catalogue.trie.filter(deny=[[], []]),
+        )
+
+
 @pytest.mark.parametrize(
     ("history", "options", "message"),
     [

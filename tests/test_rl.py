@@ -78,6 +78,8 @@ def gradients_of(model):
     [
         {},
         {"reward": "match", "difficulty": False, "confidence": "brier", "normalize": "allowed"},
+        {"rollout": "stochastic", "normalize": "allowed"},
+        {"rollout": "sample", "reward": "match", "difficulty": False, "confidence": "brier", "normalize": "allowed"},
     ],
 )
 def test_step_equals_the_unpacked_loops_in_loss_and_gradient(architecture, changes):
@@ -132,6 +134,22 @@ def test_rollout_follows_the_definitions():
     assert torch.equal(batch.partial[0], (first[0] == first[0, 0]) & ~batch.hits[0])
 
 
+@pytest.mark.parametrize("rollout", ["stochastic", "sample"])
+def test_draws_depend_on_the_seed_and_the_update_alone(rollout):
+    config = dataclasses.replace(CONFIG, rollout=rollout, normalize="allowed", seed=7)
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary, spread=1.0)
+    first, again, later = (rl.roll_out(config, model, catalogue, ROWS, number) for number in (3, 3, 4))
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, later.tokens)
+    other = rl.roll_out(dataclasses.replace(config, seed=8), model, catalogue, ROWS, 3)
+    assert not torch.equal(first.tokens, other.tokens)
+    distinct = [len(set(map(tuple, group))) for group in first.tokens.tolist()]
+    assert (min(distinct) == CONFIG.group) == (rollout == "stochastic")
+    scores = first.logprobs.sum(2)
+    assert (scores.diff(dim=1) <= 1e-12).all()  # beam order is descending score, for draws too
+
+
 def test_absent_candidates_earn_nothing():
     catalogue = tiny.catalogue(num_items=4)
     model = tiny.model(catalogue.vocabulary)
@@ -156,7 +174,14 @@ def test_batches_go_through_all_rows_before_any_comes_again(num_rows, batch_size
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"reward": "ranking"}, {"reward": "match", "difficulty": False}, {"reward_score": "sum"}],
+    [
+        {},
+        {"reward": "ranking"},
+        {"reward": "match", "difficulty": False},
+        {"reward_score": "sum"},
+        {"rollout": "sample", "normalize": "allowed", "reward": "match", "difficulty": False},
+        {"rollout": "stochastic", "normalize": "allowed"},
+    ],
 )
 def test_updates_raise_the_reward(changes):
     """A few updates on fixed prompts make the policy answer their targets."""
@@ -170,4 +195,5 @@ def test_updates_raise_the_reward(changes):
     found = [rl.update(config, learner, None, catalogue, rows, number) for number in range(30)]
     assert found[-1]["hit_rate@1"] == 1.0
     assert found[-1]["rollout_ndcg"] > found[0]["rollout_ndcg"]
-    assert found[-1]["confidence_hits"] > found[-1]["confidence_misses"]
+    misses = found[-1].get("confidence_misses", 0.0)  # absent where every draw hits
+    assert found[-1]["confidence_hits"] > misses

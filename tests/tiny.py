@@ -28,6 +28,35 @@ ARCHITECTURES = {
     "gpt2": lambda size: transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
 
+SCALED = {  # models that scale or cap their logits after the head
+    "gemma2": lambda size: transformers.Gemma2Config(
+        vocab_size=size,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=3.0,
+        sliding_window=5,
+        **COMMON,
+    ),
+    "cohere": lambda size: transformers.CohereConfig(
+        vocab_size=size, intermediate_size=48, num_key_value_heads=2, logit_scale=0.25, pad_token_id=0, **COMMON
+    ),
+    "granite": lambda size: transformers.GraniteConfig(
+        vocab_size=size, intermediate_size=48, num_key_value_heads=2, logits_scaling=3.0, **COMMON
+    ),
+}
+ROWS_ONLY = {  # models that make their own mask: a window, or positions that they count themselves
+    "gemma2": SCALED["gemma2"],
+    "mistral": lambda size: transformers.MistralConfig(
+        vocab_size=size, intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=4, **COMMON
+    ),
+    "bloom": lambda size: transformers.BloomConfig(
+        vocab_size=size, hidden_size=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None, pad_token_id=0
+    ),
+}
+EAGER = {"gemma2", "bloom"}  # their softmax is float32 whatever the model is: float64's lowest number overflows in it
+EVERY = ARCHITECTURES | SCALED | ROWS_ONLY
+
 
 def catalogue(num_items=30, sizes=(5, 4, 6), seed=0, ragged=False):
     """Random distinct codes; with `ragged`, the last level is missing where its siblings allow it."""
@@ -41,23 +70,23 @@ def catalogue(num_items=30, sizes=(5, 4, 6), seed=0, ragged=False):
 
 
 def model(vocabulary, architecture="qwen3", seed=0, spread=4.0):
-    """A float64 model whose weights are spread enough for log-probs to differ clearly."""
+    """A model whose weights are spread enough for log-probs to differ clearly; float64 where it can be."""
     torch.manual_seed(seed)
-    config = ARCHITECTURES[architecture](vocabulary.size)
-    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
+    config = EVERY[architecture](vocabulary.size)
+    made = transformers.AutoModelForCausalLM.from_config(config).double().eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(spread)
     _keep_float64(made)
-    return made
+    return made.float() if architecture in EAGER else made
 
 
 def _keep_float64(made):
     """Swap in torch's RMSNorm: transformers' rounds to float32 inside, which would hide errors below 1e-7."""
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
+            if type(child).__name__.endswith("RMSNorm") and hasattr(child, "variance_epsilon"):  # not Gemma's kind
                 exact = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
                 exact.weight = child.weight
                 setattr(parent, name, exact)

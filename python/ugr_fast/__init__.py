@@ -1,6 +1,6 @@
 """Uncertainty-aware generative recommendation: exact constrained decoding, packed training, confidence.
 
-The names below need numpy alone. The submodules `decode, losses, model, sids, sft, rl, evaluate, data,
+The names below need numpy alone. The submodules `decode, device, losses, model, sids, sft, rl, evaluate, data,
 rewards, metrics, recommend, report` are imported on first use, so that `import ugr_fast` never imports torch.
 """
 
@@ -13,18 +13,19 @@ from types import ModuleType
 from ugr_fast.advantages import group_advantages
 from ugr_fast.beam import BeamResult, BeamSearch, beam_search
 from ugr_fast.packing import Packed, pack_prefixes
-from ugr_fast.trie import SidTrie
+from ugr_fast.trie import Filter, SidTrie
 
 __version__ = version("ugr-fast")
 
 _SUBMODULES = {
-    *("decode", "losses", "model", "sids", "sft", "rl", "evaluate"),
+    *("decode", "device", "losses", "model", "sids", "sft", "rl", "evaluate"),
     *("data", "rewards", "metrics", "recommend", "report"),
 }
 
 __all__ = [
     "BeamResult",
     "BeamSearch",
+    "Filter",
     "Packed",
     "SidTrie",
     "beam_search",

@@ -6,17 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Filter",
     "SidTrie",
-    "beam_step_f32",
-    "beam_step_f64",
+    "StepRule",
     "calibration_bins",
     "group_advantages_f32",
     "group_advantages_f64",
+    "log_sum_exp",
     "pack_prefixes",
 ]
 
 _Ints: TypeAlias = NDArray[np.int64]
 _Uints: TypeAlias = NDArray[np.uint32]
+_Narrow: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
 # ---- trie
 
@@ -24,19 +26,26 @@ _Uints: TypeAlias = NDArray[np.uint32]
 class SidTrie:
     # sids (N, L) right-padded with -1, items (N,)
     @staticmethod
-    def build(sids: _Ints, items: _Ints, end: int | None) -> SidTrie: ...
-    # tokens (num_nodes,), first_child (num_nodes + 1,), terminals (num_sids,), item_offsets
-    # (num_sids + 1,), items (num_items,)
+    def build(sids: _Ints, items: _Ints, end: int | None, num_threads: int) -> SidTrie: ...
+    # tokens (num_nodes,), first_child (last_level + 1,), ends, ranks, item_offsets, items; kept, not copied
     @staticmethod
     def from_arrays(
-        tokens: _Uints,
+        tokens: _Narrow,
         first_child: _Uints,
-        terminals: _Uints,
+        ends: _Uints,
+        ranks: _Uints,
         item_offsets: _Uints,
-        items: _Ints,
+        items: _Uints | _Ints,
+        check: bool,
     ) -> SidTrie: ...
-    # the arguments of `from_arrays`
-    def arrays(self) -> tuple[_Uints, _Uints, _Uints, _Uints, _Ints]: ...
+    # the arguments of `from_arrays`, without changes
+    def arrays(self) -> tuple[_Narrow, _Uints, _Uints, _Uints, _Uints, _Uints | _Ints]: ...
+    def add(self, sids: _Ints, items: _Ints, end: int | None) -> SidTrie: ...
+    def remove(self, items: _Ints) -> SidTrie: ...
+    @property
+    def changed_nodes(self) -> int: ...
+    # (ids of all lists, end of each list)
+    def filter(self, allow: tuple[_Ints, _Ints] | None, deny: tuple[_Ints, _Ints] | None) -> Filter: ...
     @property
     def num_nodes(self) -> int: ...
     @property
@@ -46,39 +55,90 @@ class SidTrie:
     @property
     def depth(self) -> int: ...
     @property
-    def max_token(self) -> int: ...
+    def token_span(self) -> tuple[int, int]: ...
     @property
     def prefix_free(self) -> bool: ...
     # prefixes (N, d) right-padded with -1 -> nodes (N,), -1 outside
     def walk(self, prefixes: _Ints) -> _Ints: ...
-    # nodes (N,) -> tokens (N, C), right-padded with -1
-    def allowed(self, nodes: _Ints) -> _Ints: ...
+    # nodes (B, W) -> tokens (B * W, C), right-padded with -1
+    def allowed(self, nodes: _Ints, filter: Filter | None) -> _Ints: ...
     # -> items (M,)
     def items_at(self, node: int) -> _Ints: ...
-    # nodes (N,) -> items (N,), -1 for none
-    def lowest_items(self, nodes: _Ints) -> _Ints: ...
+    # nodes (B, W) -> items (B, W), -1 for none
+    def lowest_items(self, nodes: _Ints, filter: Filter | None) -> _Ints: ...
+    # nodes (B, W) -> items (B, num_items), right-padded with -1
+    def expand(self, nodes: _Ints, num_items: int, filter: Filter | None) -> _Ints: ...
     # -> tokens (num_items, depth) right-padded with -1, items (num_items,)
     def sids(self) -> tuple[_Ints, _Ints]: ...
 
-# ---- beam: nodes, totals (B, W); scores (B * W, V or C) -> parents, tokens, nodes, scores, logprobs,
-# live, each (B, num_beams)
+@final
+class Filter:
+    @property
+    def num_rows(self) -> int: ...
 
-def beam_step_f32(
-    trie: SidTrie,
-    nodes: _Ints,
-    totals: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    num_beams: int,
-    over_candidates: bool,
-) -> tuple[_Ints, _Ints, _Ints, NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]: ...
-def beam_step_f64(
-    trie: SidTrie,
-    nodes: _Ints,
-    totals: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    num_beams: int,
-    over_candidates: bool,
-) -> tuple[_Ints, _Ints, _Ints, NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]: ...
+# ---- beam: nodes, totals, keys (B, W); scores (B * W, V or C) -> parents, tokens, nodes, totals, keys,
+# logprobs, live, each (B, num_beams), and whether any is live
+
+@final
+class StepRule:
+    # columns: normalise over these; live: over the live children; seed: None for no draws
+    def __new__(
+        cls,
+        num_beams: int,
+        columns: tuple[int, int] | None,
+        live: bool,
+        sharpness: float,
+        seed: int | None,
+        perturb: bool,
+        groups: int,
+        diversity: float,
+        num_threads: int,
+    ) -> StepRule: ...
+    def step_f32(
+        self,
+        trie: SidTrie,
+        filter: Filter | None,
+        nodes: _Ints,
+        totals: NDArray[np.float32],
+        keys: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        depth: int,
+        over_candidates: bool,
+        weight: float,
+    ) -> tuple[
+        _Ints,
+        _Ints,
+        _Ints,
+        NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.bool_],
+        bool,
+    ]: ...
+    def step_f64(
+        self,
+        trie: SidTrie,
+        filter: Filter | None,
+        nodes: _Ints,
+        totals: NDArray[np.float64],
+        keys: NDArray[np.float64],
+        scores: NDArray[np.float64],
+        depth: int,
+        over_candidates: bool,
+        weight: float,
+    ) -> tuple[
+        _Ints,
+        _Ints,
+        _Ints,
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.bool_],
+        bool,
+    ]: ...
+
+# scores (N, V) -> (N,)
+def log_sum_exp(scores: NDArray[np.float32], num_threads: int) -> NDArray[np.float64]: ...
 
 # ---- packing: prompts flat, offsets (B + 1,), completions (B * G * L,), suffix (S,) -> tokens, position,
 # exit (B * T,), length (B,), logit_index (B * G * L,), suffix_index (B * G,), T

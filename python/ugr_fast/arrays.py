@@ -63,3 +63,14 @@ def truth(name: str, x: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     if not (one | (array == 0)).all():
         raise ValueError(f"`{name}` must hold booleans, or 0 and 1; got {array[~one & (array != 0)][0]}")
     return one
+
+
+def at_least(value: int, name: str, least: int) -> int:
+    """`value`, if it is no smaller than `least`.
+
+    Raises:
+        ValueError: It is.
+    """
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}")
+    return value

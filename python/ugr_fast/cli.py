@@ -80,7 +80,7 @@ def recommend(config: RecommendConfig) -> None:
     check(config)
     names = [name for name in config.history.split(";") if name.strip()]
     recommender = Recommender.load(config.run, config.device)
-    found = recommender(names, k=config.k, num_beams=config.num_beams or None)
+    found = recommender(names, k=config.k, num_beams=config.num_beams or None, hide_seen=config.hide_seen)
     if config.json:
         print(json.dumps([dataclasses.asdict(item) for item in found], ensure_ascii=False, indent=1))
     else:

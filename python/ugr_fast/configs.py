@@ -179,6 +179,9 @@ class RlConfig:
     """What token log-probs are normalised over, in rollout and update."""
     group: int = 16
     """Candidates per prompt: the beam width of the rollout."""
+    rollout: Literal["beam", "stochastic", "sample"] = "beam"
+    """The best candidates, as released, or draws from the policy: all different, or independent of one another. Draws
+    need `normalize` allowed, the distribution that they are drawn from."""
     batch_size: int = 32
     """Prompts per rollout."""
     micro_batch_size: int = 32
@@ -247,6 +250,8 @@ class RecommendConfig:
     """Items to recommend."""
     num_beams: int = 0
     """Beam width; 0 takes k."""
+    hide_seen: bool = False
+    """Leave out what is in the history."""
     json: bool = False
     """Print JSON instead of a table."""
     device: str = "auto"
@@ -325,6 +330,10 @@ def check(config: Any) -> None:
             allowed = ", ".join(get_args(hint))
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}")
     _check_beams(config)
+    if isinstance(config, RlConfig) and config.rollout != "beam" and config.normalize != "allowed":
+        raise ValueError(
+            f"`normalize` must be allowed, what `rollout` {config.rollout} draws from, got {config.normalize}"
+        )
     if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
         raise ValueError(
             f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"

@@ -1,32 +1,33 @@
-"""Constrained beam search with a causal language model, as one tree per prompt.
+"""Constrained search with a causal language model: beams, stochastic beams, samples, groups.
 
-Each prompt is prefilled once. At every level the K live beams are K query tokens of one row that attend to the
-shared prompt and to their own ancestors::
-
-    keys     | prompt (P) | level 0: K slots | level 1: K slots | ...
-    query k  |  its mask  | slot path[k, 0]  | slot path[k, 1]  | itself
-
-so no key or value is ever copied or reordered. Cost per prompt: P + K·(L − 1) token forwards, against the
-K·(P + L − 1) of a search over expanded rows. A model's `generation_config` is never read.
+`beam.BeamSearch` selects, an engine (`engines`) runs the model, and this module stands between them: it asks the engine
+for the logits of those beams that have something to decide, and hands on those of their candidates. Under
+`normalize="allowed"` an only child has log-prob 0, so its parent has nothing to decide: the token waits until a later
+decision of its beam needs it, and is never run if there is none. A model's `generation_config` is never read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
-from ugr_fast.beam import BeamSearch
-from ugr_fast.model import confidence_logit, hidden_states
+from ugr_fast import _core
+from ugr_fast.beam import BeamResult, BeamSearch, Method
+from ugr_fast.engines import RowEngine, TreeEngine
+from ugr_fast.model import Normalize, head_columns, takes_pattern
 
 if TYPE_CHECKING:
-    from ugr_fast.model import SidVocabulary
-    from ugr_fast.trie import SidTrie
+    from numpy.typing import NDArray
 
-Normalize = Literal["full", "sid", "allowed"]
+    from ugr_fast.engines import Engine
+    from ugr_fast.model import SidVocabulary
+    from ugr_fast.trie import Filter, SidTrie
+
+__all__ = ["Beams", "Normalize", "beam_search"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Beams:
 
     Attributes:
         tokens: (B, K, L) int64, −1 where a beam is shorter or absent.
-        scores: (B, K) sums of token log-probs, −inf for an absent beam.
+        scores: (B, K) sums of token log-probs, over length ** length_penalty; −inf for an absent beam.
         logprobs: (B, K, L) token log-probs, 0 past the end of a beam.
-        items: (B, K) int64, the lowest item id of each semantic ID, −1 for an absent beam.
+        items: (B, K) int64, the lowest item id of each semantic ID that the filter leaves, −1 for an absent beam.
         confidence: (B, K) in [0, 1], NaN for an absent beam; None if it was not asked for.
+        perturbed: (B, K) perturbed log-probs of a stochastic search, else None.
+        threshold: (B,) what they had to exceed, −inf if everything was found; None but for a stochastic search.
     """
 
     tokens: torch.Tensor
@@ -46,52 +49,28 @@ class Beams:
     logprobs: torch.Tensor
     items: torch.Tensor
     confidence: torch.Tensor | None = None
+    perturbed: torch.Tensor | None = None
+    threshold: torch.Tensor | None = None
+    _found: BeamResult | None = field(default=None, repr=False)
 
-    def expand_items(self, trie: SidTrie, num_items: int) -> torch.Tensor:
-        """Rank items: all items of a semantic ID, ascending id, at the rank of their SID.
+    @property
+    def inclusion(self) -> torch.Tensor | None:
+        """Probability (B, K) of each beam to be found, given the threshold; see `BeamResult.inclusion`."""
+        inclusion = self._found and self._found.inclusion
+        return None if inclusion is None else torch.from_numpy(inclusion)
+
+    def expand_items(self, num_items: int) -> torch.Tensor:
+        """Rank items: all items of a semantic ID that the filter leaves, ascending id, at the rank of their SID.
 
         Args:
-            trie: the trie that was searched.
             num_items: M, items per prompt.
 
         Returns:
             (B, M) int64 item ids, −1 where fewer than M were found.
         """
-        ranked = np.full((len(self.items), num_items), -1, dtype=np.int64)
-        for row, beams in enumerate(self.tokens.cpu().numpy()):
-            found = [trie.items_at(sid[sid >= 0]) for sid in beams if sid[0] >= 0]
-            items = np.concatenate(found)[:num_items] if found else np.empty(0, dtype=np.int64)
-            ranked[row, : len(items)] = items
-        return torch.from_numpy(ranked)
-
-
-class _Tree:
-    """The growing tree of one search: which cached slot holds which node of which beam."""
-
-    def __init__(self, attention_mask: torch.Tensor, num_beams: int) -> None:
-        self.prompt = attention_mask.bool()  # (B, P)
-        self.length = self.prompt.sum(1)  # (B,)
-        self.num_beams = num_beams
-        self.path = torch.empty(
-            (len(self.prompt), num_beams, 0), dtype=torch.long, device=attention_mask.device
-        )  # (B, K, levels): slot of each ancestor, -1 where the beam had ended
-
-    def follow(self, parents: torch.Tensor) -> None:
-        """Let every beam inherit the ancestors of its parent."""
-        index = parents.clamp(min=0)[:, :, None].expand(-1, -1, self.path.shape[2])
-        self.path = torch.gather(self.path, 1, index)
-
-    def grow(self, live: torch.Tensor) -> None:
-        """Give every live beam (B, K) its own slot in a new level."""
-        slots = torch.arange(self.num_beams, device=live.device).expand_as(live)
-        self.path = torch.cat([self.path, torch.where(live, slots, -1)[:, :, None]], dim=2)
-
-    def keys(self) -> torch.Tensor:
-        """Return (B, K, P + levels·K) bool: what each beam may attend to in the cache."""
-        batch, beams, levels = self.path.shape
-        slots = torch.arange(beams, device=self.path.device)
-        tree = (self.path[..., None] == slots).reshape(batch, beams, levels * beams)
-        return torch.cat([self.prompt[:, None, :].expand(-1, beams, -1), tree], dim=2)
+        if self._found is None:
+            raise RuntimeError("`expand_items` needs beams that a search has found")
+        return torch.from_numpy(self._found.expand_items(num_items))
 
 
 def beam_search(
@@ -102,8 +81,16 @@ def beam_search(
     *,
     num_beams: int,
     normalize: Normalize = "full",
+    temperature: float = 1.0,
+    length_penalty: float = 0.0,
+    filter: Filter | None = None,
+    method: Method = "beam",
+    num_groups: int = 1,
+    diversity: float = 0.0,
+    seed: int = 0,
     vocabulary: SidVocabulary | None = None,
     confidence: bool = False,
+    engine: Literal["auto", "tree", "rows"] = "auto",
 ) -> Beams:
     """Find the `num_beams` best semantic IDs for every prompt, exactly as a beam search over `trie` defines them.
 
@@ -111,57 +98,93 @@ def beam_search(
     token ascending).
 
     Args:
-        model: causal language model in eval mode, decoder reachable through `base_model_prefix`.
+        model: causal language model in eval mode.
         input_ids: (B, P) prompt tokens, padded on either side.
         attention_mask: (B, P), 1 for a token and 0 for padding.
         trie: semantic IDs that may be answered.
         num_beams: K ≥ 1.
         normalize: log-probs over the whole vocabulary ("full"), over the tokens of `vocabulary`'s semantic IDs
-            ("sid"), or over the children of each node ("allowed").
+            ("sid"), or over the children of each node that the filter leaves ("allowed").
+        temperature: finite and above 0; logits are divided by it before they are normalised.
+        length_penalty: beams are ranked by score / length ** length_penalty.
+        filter: what each prompt may not be answered with, from `trie.filter`.
+        method: "beam", the best; "stochastic", K different semantic IDs drawn without replacement; "sample", K
+            independent draws. Draws need `normalize="allowed"`.
+        num_groups: groups of beams that choose one after the other, see `BeamSearch`.
+        diversity: what keeps the groups apart, see `BeamSearch`.
+        seed: of the draws.
         vocabulary: needed for "sid" and for `confidence`.
         confidence: also run the confidence suffix on every beam.
+        engine: "tree" computes each prompt and its beams as one tree, for models that attend to their whole context
+            and take 4-D masks and `position_ids`; "rows" gives every beam a row and works for any causal language
+            model, several times slower; "auto" is "tree" where the model allows it.
 
     Returns:
         The beams, on the CPU.
 
     Raises:
-        ValueError: on shapes that disagree, an empty prompt, or a missing `vocabulary`.
+        ValueError: on shapes that disagree, an empty prompt, a missing `vocabulary`, a token of `trie` that
+            `normalize` leaves out, an `engine` that the model does not allow, or what `BeamSearch` refuses.
 
     Source:
         Equal, beam for beam, to `transformers.generate` with a prefix function where the trie holds at least K
-        semantic IDs; the tree form is docs/trie.md.
+        semantic IDs; the tree form is docs/trie.md. Draws: Kool et al. (arXiv 1903.06059).
     """
-    _check(input_ids, attention_mask, normalize, vocabulary, confidence)
-    device = next(model.parameters()).device
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    search = BeamSearch(trie, len(input_ids), num_beams)
-    tree = _Tree(attention_mask, num_beams)
-    cache = DynamicCache()
+    _check(input_ids, attention_mask, vocabulary, confidence, temperature)
+    columns = head_columns(normalize, vocabulary, trie)
+    _check_tokens(trie, normalize, columns)
+    if method != "beam" and normalize != "allowed":
+        raise ValueError(f"`normalize` must be 'allowed' to draw with {method=}, got {normalize!r}")
+    search = BeamSearch(
+        trie,
+        len(input_ids),
+        num_beams,
+        filter=filter,
+        method=method,
+        normalize="allowed" if normalize == "allowed" else None,
+        temperature=temperature if normalize == "allowed" else 1.0,
+        length_penalty=length_penalty,
+        num_groups=num_groups,
+        diversity=diversity,
+        seed=seed,
+    )
+    parameter = next(model.parameters())
+    runner = _engine(engine, model, input_ids.to(parameter.device), attention_mask.to(parameter.device), columns)
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    low = 0 if columns is None else columns[0]
     with torch.no_grad():
-        hidden = _prefill(model, input_ids, attention_mask, cache)  # (B, D)
-        while True:
-            search.step(_logprobs(model, hidden, search, normalize, vocabulary), over="candidates")
-            tree.follow(torch.from_numpy(search.parents).to(device))
-            if search.done:
-                break
-            hidden = _extend(model, search, tree, cache)  # (B * K, D)
-        beams = search.result()
-        scored = _confidence(model, beams.tokens, tree, cache, vocabulary) if confidence and vocabulary else None
+        while not search.done:
+            candidates = search.candidates  # (rows, C)
+            scores = torch.zeros(candidates.shape, dtype=dtype)  # a forced token's
+            asked = (candidates >= 0).sum(1) > (1 if normalize == "allowed" else 0)
+            if asked.any():
+                logits = runner.logits(asked.reshape(search.batch_size, search.width)).to(dtype)
+                chosen = _chosen(logits, candidates[asked], low)
+                if normalize != "allowed":
+                    chosen = _logprobs(chosen, logits, temperature)
+                scores[torch.from_numpy(asked)] = chosen.cpu()
+            search.step(scores.numpy(), over="candidates")
+            runner.follow(search.parents, search.last_tokens)
+        found = search.result()
+        scored = _confidence(runner, found, search.width, vocabulary, dtype) if confidence and vocabulary else None
     return Beams(
-        tokens=torch.from_numpy(beams.tokens),
-        scores=torch.from_numpy(beams.scores),
-        logprobs=torch.from_numpy(beams.logprobs),
-        items=torch.from_numpy(beams.items),
+        tokens=torch.from_numpy(found.tokens),
+        scores=torch.from_numpy(found.scores),
+        logprobs=torch.from_numpy(found.logprobs),
+        items=torch.from_numpy(found.items),
         confidence=scored,
+        perturbed=None if found.perturbed is None else torch.from_numpy(found.perturbed),
+        threshold=None if found.threshold is None else torch.from_numpy(found.threshold),
+        _found=found,
     )
 
 
 def _check(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    normalize: str,
     vocabulary: SidVocabulary | None,
     confidence: bool,
+    temperature: float,
 ) -> None:
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
@@ -170,77 +193,55 @@ def _check(
         )
     if len(input_ids) == 0 or not bool(attention_mask.bool().any(dim=1).all()):
         raise ValueError("`attention_mask` must leave at least one token in every row; a prompt is empty")
-    if normalize not in ("full", "sid", "allowed"):
-        raise ValueError(f"`normalize` must be 'full', 'sid' or 'allowed', got {normalize!r}")
-    if vocabulary is None and (confidence or normalize == "sid"):
-        raise ValueError("`vocabulary` must be given for `confidence=True` and `normalize='sid'`")
+    if vocabulary is None and confidence:
+        raise ValueError("`vocabulary` must be given for `confidence=True`")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"`temperature` must be finite and above 0, got {temperature}")
 
 
-def _prefill(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any) -> torch.Tensor:
-    """Return the hidden state (B, D) of every prompt's last token."""
-    keep = attention_mask.bool()
-    width = input_ids.shape[1]
-    causal = torch.ones((width, width), dtype=torch.bool, device=input_ids.device).tril()
-    itself = torch.eye(width, dtype=torch.bool, device=input_ids.device)
-    allowed = (causal & keep[:, None, :]) | itself  # padding attends to itself alone, so no softmax is empty
-    positions = (keep.long().cumsum(1) - 1).clamp(min=0)
-    hidden = hidden_states(model, input_ids, allowed, positions, cache)
-    last = width - 1 - keep.flip(1).long().argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+def _check_tokens(trie: SidTrie, normalize: Normalize, columns: tuple[int, int] | None) -> None:
+    low, high = trie.token_span
+    if columns is not None and not columns[0] <= low < high <= columns[1]:
+        raise ValueError(
+            f"`trie` must hold tokens in [{columns[0]}, {columns[1]}) alone for {normalize=}, got {low} to {high - 1}; "
+            "build it from `vocabulary.encode`, or normalise over 'allowed' or 'full'"
+        )
 
 
-def _extend(model: Any, search: BeamSearch, tree: _Tree, cache: Any) -> torch.Tensor:
-    """Run every beam's newest token: hidden states (B·K, D)."""
-    device = tree.prompt.device
-    live = torch.from_numpy(search.live).to(device)
-    tokens = torch.from_numpy(search.last_tokens).to(device).clamp(min=0)
-    positions = (tree.length + search.depth - 1)[:, None].expand_as(tokens)
-    tree.grow(live)
-    allowed = tree.keys()
-    own = torch.eye(tree.num_beams, dtype=torch.bool, device=device)
-    allowed[:, :, -tree.num_beams :] |= own  # a beam that has ended attends to itself, so no softmax is empty
-    return hidden_states(model, tokens, allowed, positions, cache).flatten(0, 1)
+def _engine(
+    name: str, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, columns: tuple[int, int] | None
+) -> Engine:
+    if name not in ("auto", "tree", "rows"):
+        raise ValueError(f"`engine` must be 'auto', 'tree' or 'rows', got {name!r}")
+    if name == "tree" or (name == "auto" and takes_pattern(model)):
+        return TreeEngine(model, input_ids, attention_mask, columns)
+    return RowEngine(model, input_ids, attention_mask, columns)
 
 
-def _logprobs(
-    model: Any,
-    hidden: torch.Tensor,
-    search: BeamSearch,
-    normalize: Normalize,
-    vocabulary: SidVocabulary | None,
-) -> np.ndarray:
-    """Return the log-probs (rows, C) of `search.candidates`, −inf where padded."""
-    candidates = torch.from_numpy(search.candidates).to(hidden.device)
-    logits = model.get_output_embeddings()(hidden)  # (rows, V)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    chosen = logits.gather(1, candidates.clamp(min=0)).masked_fill_(candidates < 0, -torch.inf)
-    if normalize == "allowed":
-        total = chosen.logsumexp(1, keepdim=True)
-    elif normalize == "sid" and vocabulary is not None:
-        low, high = vocabulary.sid_range
-        total = logits[:, low:high].logsumexp(1, keepdim=True)
-    else:
-        total = logits.logsumexp(1, keepdim=True)
-    logprobs: np.ndarray = (chosen - total).cpu().numpy()
-    return logprobs
+def _chosen(logits: torch.Tensor, candidates: NDArray[np.int64], low: int) -> torch.Tensor:
+    """Return the logits of `candidates` (n, C), -inf where padded, out of logits (n, columns) of token `low` on."""
+    index = torch.from_numpy(candidates).to(logits.device)
+    return logits.gather(1, (index - low).clamp(min=0)).masked_fill_(index < 0, -torch.inf)
 
 
-def _confidence(model: Any, tokens: np.ndarray, tree: _Tree, cache: Any, vocabulary: SidVocabulary) -> torch.Tensor:
-    """Return the confidence (B, K) of every beam: its last token and the suffix, one chain a beam."""
-    device = tree.prompt.device
-    sids = torch.from_numpy(tokens).to(device)  # (B, K, L)
-    batch, beams, _ = sids.shape
-    length = (sids >= 0).sum(2)  # (B, K)
-    last = sids.gather(2, (length - 1).clamp(min=0)[..., None]).clamp(min=0)  # (B, K, 1)
-    suffix = torch.tensor(vocabulary.suffix, device=device).expand(batch, beams, -1)
-    chain = torch.cat([last, suffix], dim=2)  # (B, K, S)
-    steps = torch.arange(chain.shape[2], device=device)
-    positions = tree.length[:, None, None] + (length - 1).clamp(min=0)[..., None] + steps
-    own = torch.eye(beams, dtype=torch.bool, device=device)[:, None, :, None]  # beam sees its own chain ...
-    earlier = (steps[:, None] >= steps)[None, :, None, :]  # ... up to itself
-    inside = (own & earlier).reshape(1, chain[0].numel(), chain[0].numel()).expand(batch, -1, -1)
-    outside = tree.keys().repeat_interleave(chain.shape[2], dim=1)
-    hidden = hidden_states(model, chain.flatten(1), torch.cat([outside, inside], dim=2), positions.flatten(1), cache)
-    at_end = hidden.view(batch, beams, chain.shape[2], -1)[:, :, -1]  # (B, K, D)
-    values = torch.sigmoid(confidence_logit(model, at_end, vocabulary))
-    return values.masked_fill(length == 0, torch.nan).cpu()
+def _logprobs(chosen: torch.Tensor, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the log-probs of the chosen logits (n, C) among all (n, columns)."""
+    if temperature != 1:
+        chosen, logits = chosen / temperature, logits / temperature
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # one pass, where torch makes several
+        totals = _core.log_sum_exp(logits.contiguous().numpy(), torch.get_num_threads())
+        return chosen - torch.from_numpy(totals).to(chosen.dtype)[:, None]
+    return chosen - logits.logsumexp(1, keepdim=True)
+
+
+def _confidence(
+    runner: Engine, found: BeamResult, width: int, vocabulary: SidVocabulary, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the confidence (B, K), NaN where no beam is."""
+    rows = np.arange(len(found.items))[:, None]
+    wanted = np.zeros((len(found.items), width), np.bool_)
+    wanted[rows, found.order] = found.items >= 0
+    values = torch.full(wanted.shape, torch.nan, dtype=dtype)
+    if wanted.any():
+        values[torch.from_numpy(wanted)] = torch.sigmoid(runner.confidence(wanted, vocabulary).to(dtype)).cpu()
+    return values[torch.from_numpy(rows), torch.from_numpy(found.order)]

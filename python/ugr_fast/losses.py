@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn.functional import softplus
 
+from ugr_fast.model import head_columns, head_logits
 from ugr_fast.rewards import difficulty_weight
 
 if TYPE_CHECKING:
-    from ugr_fast.decode import Normalize
-    from ugr_fast.model import SidVocabulary
+    from ugr_fast.model import Normalize, SidVocabulary
     from ugr_fast.trie import SidTrie
 
 LARGEST_LOG_RATIO = 20.0  # e^20 is far outside any clip range, and 0 times it is still 0
@@ -50,29 +50,30 @@ def token_logprobs(
         (B, G, L), exactly 0 where absent.
 
     Raises:
-        ValueError: an unknown `normalize`, or `vocabulary` or `trie` is missing where it needs one.
+        ValueError: an unknown `normalize`, `vocabulary` or `trie` is missing where it needs one, or a token lies
+            outside of what `normalize` counts.
     """
-    if normalize not in ("full", "sid", "allowed"):
-        raise ValueError(f"`normalize` must be 'full', 'sid' or 'allowed', got {normalize!r}")
-    if (normalize == "sid" and vocabulary is None) or (normalize == "allowed" and trie is None):
-        raise ValueError(f"`{'vocabulary' if normalize == 'sid' else 'trie'}` must be given for {normalize=}")
+    columns = head_columns(normalize, vocabulary, trie)
     present = logit_index >= 0
     width = hidden.shape[1]
     rows = torch.arange(len(hidden), device=hidden.device)[:, None, None] * width
     flat = (logit_index + rows)[present]  # (M,)
     nodes, inverse = torch.unique(flat, return_inverse=True)
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[nodes])  # (nodes, V)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    if normalize == "sid" and vocabulary is not None:
-        low, high = vocabulary.sid_range
-        total = logits[:, low:high].logsumexp(1)
-    elif normalize == "allowed" and trie is not None:
+    logits = head_logits(model, hidden.flatten(0, 1)[nodes], columns)  # (nodes, V) or the columns' part of it
+    low, high = columns or (0, logits.shape[1])
+    wanted = tokens[present]
+    if bool(((wanted < low) | (wanted >= high)).any()):
+        raise ValueError(
+            f"`tokens` must lie in [{low}, {high}) for {normalize=}, got {int(wanted.min())} to {int(wanted.max())}; "
+            "score candidates that the decoder may answer"
+        )
+    if normalize == "allowed" and trie is not None:
         children = _children(trie, tokens, present, inverse, len(nodes)).to(logits.device)
-        allowed = logits.gather(1, children.clamp(min=0)).masked_fill(children < 0, -torch.inf)
+        allowed = logits.gather(1, (children - low).clamp(min=0)).masked_fill(children < 0, -torch.inf)
         total = allowed.logsumexp(1)
     else:
         total = logits.logsumexp(1)
-    chosen = logits[inverse, tokens[present]] - total[inverse]
+    chosen = logits[inverse, wanted - low] - total[inverse]
     return torch.zeros(tokens.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(present, chosen)
 
 

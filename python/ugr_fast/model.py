@@ -15,7 +15,7 @@ import inspect
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ import torch
 from ugr_fast.trie import SidTrie
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ugr_fast.packing import Packed
+
+Normalize = Literal["full", "sid", "allowed"]
 
 CONFIDENCE_SUFFIX = " Confidence scores:"  # the text of UGR's released code
 POSITIVE, NEGATIVE = " correct", " wrong"
@@ -261,9 +263,9 @@ def hidden_states(
         (B, Q, D), before the language-model head.
 
     Raises:
-        ValueError: a model with sliding-window attention.
+        ValueError: a model that does not take its attention pattern from outside, see `takes_pattern`.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = unwrapped(model)
     refuse_windows(causal.config)
     decoder = getattr(causal, causal.base_model_prefix)
     output = decoder(
@@ -271,9 +273,29 @@ def hidden_states(
         attention_mask=additive_mask(allowed, next(decoder.parameters()).dtype),
         position_ids=positions,
         use_cache=cache is not None,
-        **({} if cache is None else {_cache_argument(decoder): cache}),
+        **({} if cache is None else {cache_argument(decoder): cache}),
     )
     return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the causal language model itself, out of peft's hull if it is in one; adapters stay at work."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def takes_pattern(model: Any) -> bool:
+    """Whether `model` attends as an explicit 4-D mask says, at the positions that it is given.
+
+    Args:
+        model: a causal language model of transformers, or peft around one.
+
+    Returns:
+        False for sliding windows, recurrent layers, flash attention, and positions that the model counts itself.
+    """
+    causal = unwrapped(model)
+    flash = "flash" in str(getattr(causal.config, "_attn_implementation", ""))
+    told_positions = "position_ids" in forward_arguments(causal) and not getattr(causal.config, "alibi", False)
+    return _whole_context(causal.config) and told_positions and not flash
 
 
 def refuse_windows(config: Any) -> None:
@@ -283,16 +305,32 @@ def refuse_windows(config: Any) -> None:
         config: the configuration of a transformers model.
 
     Raises:
-        ValueError: some layer has sliding-window attention.
+        ValueError: some layer has sliding-window attention, or is no attention at all.
     """
-    kinds = getattr(config, "layer_types", None)
-    if getattr(config, "sliding_window", None) if kinds is None else "sliding_attention" in kinds:
-        raise ValueError("`model` must attend to its whole context, and this one has sliding windows; use another")
+    if not _whole_context(config):
+        raise ValueError(
+            "`model` must attend to its whole context, and this one has sliding windows or layers without attention; "
+            "use another"
+        )
 
 
-def _cache_argument(decoder: Any) -> str:
-    """Return the name under which `decoder` takes a cache: transformers 5.24 renamed `past_key_values`."""
-    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+def _whole_context(config: Any) -> bool:
+    """Whether every layer attends to all that came before."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+    if kinds is None:
+        return not getattr(text, "sliding_window", None)
+    return set(kinds) <= {"full_attention", "global"}
+
+
+def forward_arguments(module: Any) -> Mapping[str, Any]:
+    """Return the arguments that `module.forward` takes, by name."""
+    return inspect.signature(module.forward).parameters
+
+
+def cache_argument(module: Any) -> str:
+    """Return the name under which `module` takes and returns a cache: transformers 5.24 renamed `past_key_values`."""
+    return "cache" if "cache" in forward_arguments(module) else "past_key_values"
 
 
 def packed_hidden_states(model: Any, packed: Packed) -> torch.Tensor:
@@ -306,11 +344,70 @@ def packed_hidden_states(model: Any, packed: Packed) -> torch.Tensor:
     return hidden_states(model, tokens, allowed, positions)
 
 
-def confidence_logit(model: Any, hidden: torch.Tensor, vocabulary: SidVocabulary) -> torch.Tensor:
-    """Return z_positive − z_negative of hidden states (…, D): the logit of the confidence."""
+def head_logits(model: Any, hidden: torch.Tensor, columns: tuple[int, int] | None = None) -> torch.Tensor:
+    """Return the logits of hidden states, as the model's own forward ends: head, scale, cap.
+
+    Args:
+        model: causal language model of transformers.
+        hidden: (..., D), the decoder's last hidden states.
+        columns: first token and one past the last that are wanted; the whole vocabulary if None.
+
+    Returns:
+        (..., V), or (..., high - low); float32 for a model in half precision.
+    """
     head = model.get_output_embeddings()
-    rows = head.weight[[vocabulary.positive, vocabulary.negative]]  # (2, D)
-    logits = torch.nn.functional.linear(hidden, rows)
-    if getattr(head, "bias", None) is not None:
-        logits = logits + head.bias[[vocabulary.positive, vocabulary.negative]]
-    return logits[..., 0] - logits[..., 1]
+    low, high = columns or (0, None)
+    if columns is not None and type(head) is torch.nn.Linear:
+        bias = None if head.bias is None else head.bias[low:high]
+        logits = torch.nn.functional.linear(hidden, head.weight[low:high], bias)
+    else:
+        logits = head(hidden)[..., low:high]  # a wrapped head does more than multiply
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return _scaled(logits, unwrapped(model).config.get_text_config(decoder=True))
+
+
+def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """Do what some models of transformers do after their head."""
+    divisor = getattr(config, "logits_scaling", 1.0)  # Granite and MiniCPM3 divide, HyperCLOVAX multiplies
+    factor = getattr(config, "logit_scale", None)  # Cohere multiplies
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    if divisor != 1.0:
+        logits = logits * divisor if config.model_type == "hyperclovax" else logits / divisor
+    if factor is not None:
+        logits = logits * factor
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def head_columns(
+    normalize: Normalize, vocabulary: SidVocabulary | None, trie: SidTrie | None
+) -> tuple[int, int] | None:
+    """Return the vocabulary columns that log-probs under `normalize` depend on, in the form of `head_logits`.
+
+    Args:
+        normalize: "full", "sid" or "allowed", with the meaning that it has in `decode.beam_search`.
+        vocabulary: needed for "sid".
+        trie: needed for "allowed".
+
+    Raises:
+        ValueError: an unknown `normalize`, or `vocabulary` or `trie` is missing where it needs one.
+
+    Example:
+        >>> head_columns("allowed", None, SidTrie.build([[7, 9], [4, 9]]))
+        (4, 10)
+    """
+    if normalize not in ("full", "sid", "allowed"):
+        raise ValueError(f"`normalize` must be 'full', 'sid' or 'allowed', got {normalize!r}")
+    if normalize == "full":
+        return None
+    if normalize == "sid" and vocabulary is not None:
+        return vocabulary.sid_range
+    if normalize == "allowed" and trie is not None:
+        return trie.token_span
+    raise ValueError(f"`{'vocabulary' if normalize == 'sid' else 'trie'}` must be given for {normalize=}")
+
+
+def confidence_logit(model: Any, hidden: torch.Tensor, vocabulary: SidVocabulary) -> torch.Tensor:
+    """Return z_positive - z_negative of hidden states (..., D): the logit of the confidence."""
+    low, high = sorted((vocabulary.positive, vocabulary.negative))
+    logits = head_logits(model, hidden, (low, high + 1))
+    return logits[..., vocabulary.positive - low] - logits[..., vocabulary.negative - low]

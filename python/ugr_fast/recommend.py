@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ugr_fast.data import Rows
+    from ugr_fast.trie import Filter
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def rank(
     *,
     num_beams: int,
     normalize: Normalize = "full",
+    filter: Filter | None = None,
     batch_size: int = 64,
     description: str | None = None,
 ) -> Ranking:
@@ -57,12 +59,18 @@ def rank(
         histories: N non-empty lists of item numbers, oldest first.
         num_beams: K, also the length of the item ranking.
         normalize: see `decode.beam_search`.
+        filter: of one row, what no history may be answered with.
         batch_size: prompts per forward pass; histories of like length are batched together.
         description: label of a progress bar; none if None.
 
     Returns:
         The ranking, rows in the order of `histories`.
+
+    Raises:
+        ValueError: a filter of several rows.
     """
+    if filter is not None and filter.num_rows != 1:
+        raise ValueError(f"`filter` must have one row, for all histories, got {filter.num_rows}")
     prompts = [catalogue.prompt(history) for history in histories]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     shape = (len(prompts), num_beams)
@@ -75,7 +83,7 @@ def rank(
     with bar(description, len(prompts)) if description else nullcontext(_say_nothing) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize)
+            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter)
             advance(len(rows))
     return ranking
 
@@ -91,6 +99,7 @@ def _rank_batch(
     rows: list[int],
     out: Ranking,
     normalize: Normalize,
+    filter: Filter | None,
 ) -> None:
     ids, mask = pad_left(prompts, catalogue.vocabulary.pad)
     beams = beam_search(
@@ -100,6 +109,7 @@ def _rank_batch(
         catalogue.trie,
         num_beams=out.scores.shape[1],
         normalize=normalize,
+        filter=filter,
         vocabulary=catalogue.vocabulary,
         confidence=True,
     )
@@ -107,7 +117,7 @@ def _rank_batch(
     out.tokens[rows] = beams.tokens.numpy()
     out.scores[rows] = beams.scores.numpy()
     out.confidence[rows] = beams.confidence.float().numpy()
-    out.items[rows] = beams.expand_items(catalogue.trie, out.items.shape[1]).numpy()
+    out.items[rows] = beams.expand_items(out.items.shape[1]).numpy()
 
 
 def top_items(ranking: Ranking, catalogue: Catalogue, row: int, count: int) -> list[tuple[int, int]]:
@@ -238,16 +248,28 @@ class Recommender:
             f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id or #number"
         )
 
-    def __call__(self, history: Sequence[int | str], k: int = 10, num_beams: int | None = None) -> list[Recommendation]:
+    def __call__(
+        self,
+        history: Sequence[int | str],
+        k: int = 10,
+        num_beams: int | None = None,
+        *,
+        allow: Sequence[int] | None = None,
+        deny: Sequence[int] | None = None,
+        hide_seen: bool = False,
+    ) -> list[Recommendation]:
         """Recommend `k` items after `history`, oldest first; item numbers, titles or ids.
 
         Args:
             history: any number of items from one up; the oldest are left out where the model was trained on fewer.
             k: items to recommend; fewer come back where the catalogue holds fewer.
             num_beams: beam width, at least `k`, which is the default.
+            allow: numbers of the only items that may be recommended.
+            deny: numbers of items that may not.
+            hide_seen: do not recommend what is in `history`.
 
         Returns:
-            Recommendations, best first.
+            Recommendations, best first; the search never enters a prefix that holds nothing to recommend.
 
         Raises:
             ValueError: the history is empty, or holds what is no item; `k` is below 1.
@@ -258,7 +280,10 @@ class Recommender:
             raise ValueError("`history` must name at least one item")
         items = [self.find(item) if isinstance(item, str) else index(item) for item in history]
         width = max(k, num_beams or k)
-        ranking = rank(self.model, self.catalogue, [items[-self.history_length :]], num_beams=width)
+        out = [*(deny or ()), *(items if hide_seen else ())]
+        filter = self.catalogue.trie.filter(allow, out) if allow is not None or out else None
+        shown = items[-self.history_length :]
+        ranking = rank(self.model, self.catalogue, [shown], num_beams=width, filter=filter)
         return [self._describe(item, ranking, beam) for item, beam in top_items(ranking, self.catalogue, 0, k)]
 
     def _describe(self, item: int, ranking: Ranking, beam: int) -> Recommendation:

@@ -145,7 +145,7 @@ def update(
     """Do one rollout and `inner_updates` optimiser steps; return what to log."""
     started = time.monotonic()
     learner.schedule(number / config.updates)
-    batch = roll_out(config, learner.model, catalogue, rows)
+    batch = roll_out(config, learner.model, catalogue, rows, number)
     rolled = time.monotonic()
     for _ in range(config.inner_updates):
         parts = backward(config, learner.model, reference, catalogue, batch)
@@ -161,8 +161,11 @@ def update(
     }
 
 
-def roll_out(config: RlConfig, model: Any, catalogue: Catalogue, rows: data.Rows) -> Rollout:
-    """Generate `group` candidates for every row and score them against the row's target."""
+def roll_out(config: RlConfig, model: Any, catalogue: Catalogue, rows: data.Rows, number: int = 0) -> Rollout:
+    """Generate `group` candidates for every row and score them against the row's target.
+
+    Draws depend on the seed and on the `number` of the update, so that a resumed run draws what it would have drawn.
+    """
     prompts = [catalogue.prompt(rows.history(row)) for row in range(len(rows))]
     beams = beam_search(
         model,
@@ -170,6 +173,8 @@ def roll_out(config: RlConfig, model: Any, catalogue: Catalogue, rows: data.Rows
         catalogue.trie,
         num_beams=config.group,
         normalize=config.normalize,
+        method=config.rollout,
+        seed=(config.seed << 32) + number,
         vocabulary=catalogue.vocabulary,
     )
     target = torch.from_numpy(catalogue.item_tokens[rows.item])  # (B, L)

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, dropout
 
 from ugr_fast import data, sids
 from ugr_fast.configs import check
-from ugr_fast.model import Catalogue, SidVocabulary, refuse_windows
+from ugr_fast.model import Catalogue, SidVocabulary, head_logits, refuse_windows
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, load_model, seed_everything, set_threads
@@ -217,7 +217,7 @@ def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor, label_smoot
     decoder = getattr(model, model.base_model_prefix)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = targets != IGNORE
-    logits = model.get_output_embeddings()(hidden[wanted]).float()
+    logits = head_logits(model, hidden[wanted]).float()
     return cross_entropy(logits, targets[wanted], label_smoothing=label_smoothing)
 
 

@@ -25,11 +25,11 @@ mod _core {
     #[pymodule_export]
     use super::advantage::{group_advantages_f32, group_advantages_f64};
     #[pymodule_export]
-    use super::beam::{beam_step_f32, beam_step_f64};
+    use super::beam::{StepRule, log_sum_exp};
     #[pymodule_export]
     use super::calibration::calibration_bins;
     #[pymodule_export]
     use super::packing::pack_prefixes;
     #[pymodule_export]
-    use super::trie::PySidTrie;
+    use super::trie::{PyFilter, PySidTrie};
 }

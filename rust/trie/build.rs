@@ -3,108 +3,78 @@
 use std::ops::Range;
 
 use super::check::{check_items, check_table, trim};
-use super::{MAX_DEPTH, MAX_TOKEN, SidTrie, len_u32};
+use super::{Built, MAX_DEPTH, MAX_TOKEN, len_u32};
+use crate::ints::IntVec;
+use crate::parallel::in_chunks;
 use crate::{Error, Result};
 
-/// Padding inside a [`Table`]; never a token.
-const PAD: u32 = u32::MAX;
+/// Rows that take longer to sort than a thread takes to start.
+const WORTH_A_THREAD: usize = 1 << 15;
 
-impl SidTrie {
+impl Built {
     /// Builds the trie from `sids`, a row-major `(items.len(), width)` table of tokens, right-padded
     /// with -1; row `i` is the SID of `items[i]`, and several items may share a SID. `end`, if any, is
-    /// appended to every SID, so that none is a prefix of another.
+    /// appended to every SID, so that none is a prefix of another. `num_threads` sort the rows.
     ///
     /// # Errors
     ///
     /// [`Error::Length`] if the table is not `items.len()` rows, [`Error::TooLarge`] if a SID is longer
     /// than [`MAX_DEPTH`], and [`Error::Value`] for an empty table or SID, a token out of range or after
     /// padding, an `end` inside a SID, a negative item or an item that comes twice.
-    pub fn build(sids: &[i64], width: usize, items: &[i64], end: Option<u32>) -> Result<Self> {
-        let table = Table::parse(sids, width, items.len(), end)?;
-        check_items(items)?;
-        let order = table.sorted_rows();
-        let items: Vec<i64> = order.iter().map(|&row| items[row as usize]).collect();
-        Ok(Self::from_sorted(&table.permuted(&order), &items))
-    }
-
-    /// Lays out the trie of a sorted `table`, in one pass per level over the rows that reach it.
-    fn from_sorted(table: &Table, items: &[i64]) -> Self {
-        let fresh = table.fresh_levels();
-        let mut trie = Self::root(table.num_nodes(&fresh), items.len());
-        let mut rows: Vec<u32> = (0..table.num_rows()).collect();
-        let mut level = 0;
-        while !rows.is_empty() {
-            trie.push_level(table, &fresh, items, &rows, level);
-            rows.retain(|&row| table.length(row) > level);
-            level += 1;
-        }
-        trie.first_child.push(len_u32(&trie.tokens));
-        trie.item_offsets.push(len_u32(&trie.items));
-        trie.sort_items();
-        trie.summarized()
-    }
-
-    fn root(num_nodes: usize, num_items: usize) -> Self {
-        let mut tokens = Vec::with_capacity(num_nodes);
-        tokens.push(0);
-        Self {
-            tokens,
-            first_child: Vec::with_capacity(num_nodes + 1),
-            items: Vec::with_capacity(num_items),
-            ..Self::default()
-        }
-    }
-
-    /// Closes the nodes at depth `level` and opens their children. A row starts a new node at a depth
-    /// exactly when it departs from the row above it no deeper than that.
-    fn push_level(
-        &mut self,
-        table: &Table,
-        fresh: &[u16],
+    pub fn build(
+        sids: &[i64],
+        width: usize,
         items: &[i64],
-        rows: &[u32],
-        level: usize,
-    ) {
-        for &row in rows {
-            let (departs, length) = (usize::from(fresh[row as usize]), table.length(row));
-            if departs <= level {
-                self.first_child.push(len_u32(&self.tokens));
-            }
-            if departs <= level + 1 && level < length {
-                self.tokens.push(table.row(row)[level]);
-            }
-            if length == level + 1 {
-                self.push_item(items[row as usize]);
-            }
+        end: Option<u32>,
+        num_threads: usize,
+    ) -> Result<Self> {
+        let rows = Rows::parse(sids, width, items.len(), end)?;
+        check_items(items)?;
+        let order = rows.sorted(num_threads);
+        if rows.largest <= u16::MAX.into() {
+            let (tokens, built) = Layout::<u16>::new(&rows, &order).build(items);
+            Ok(built.with(IntVec::Narrow(tokens)))
+        } else {
+            let (tokens, built) = Layout::<u32>::new(&rows, &order).build(items);
+            Ok(built.with(IntVec::Wide(tokens)))
         }
     }
 
-    /// Adds an item to the newest node.
-    fn push_item(&mut self, item: i64) {
-        let node = len_u32(&self.tokens) - 1;
-        if self.terminals.last() != Some(&node) {
-            self.terminals.push(node);
-            self.item_offsets.push(len_u32(&self.items));
-        }
-        self.items.push(item);
-    }
-
-    fn sort_items(&mut self) {
-        for ends in self.item_offsets.windows(2) {
-            self.items[ends[0] as usize..ends[1] as usize].sort_unstable();
-        }
+    fn with(self, tokens: IntVec<u16, u32>) -> Self {
+        Self { tokens, ..self }
     }
 }
 
-/// SIDs as a row-major table of `u32`, right-padded with [`PAD`]: half the bytes of the input.
-struct Table {
-    tokens: Vec<u32>,
+/// The SIDs of a table like that of [`Built::build`], row by row.
+///
+/// # Errors
+///
+/// Those of [`Built::build`] that concern `sids`.
+pub fn parse(
+    sids: &[i64],
     width: usize,
-    lengths: Vec<u16>,
+    num_rows: usize,
+    end: Option<u32>,
+) -> Result<Vec<Vec<u32>>> {
+    let rows = Rows::parse(sids, width, num_rows, end)?;
+    Ok((0..len_u32(num_rows))
+        .map(|row| rows.tokens(row).collect())
+        .collect())
 }
 
-impl Table {
-    fn parse(sids: &[i64], width: usize, num_rows: usize, end: Option<u32>) -> Result<Self> {
+/// The rows as they came in, checked.
+struct Rows<'a> {
+    sids: &'a [i64],
+    width: usize,
+    end: Option<u32>,
+    /// Tokens per row, `end` included.
+    lengths: Vec<u16>,
+    smallest: u32,
+    largest: u32,
+}
+
+impl<'a> Rows<'a> {
+    fn parse(sids: &'a [i64], width: usize, num_rows: usize, end: Option<u32>) -> Result<Self> {
         check_table("sids", sids, width, num_rows)?;
         if num_rows == 0 {
             let rule = "must hold at least one SID";
@@ -113,132 +83,104 @@ impl Table {
         let full = width + usize::from(end.is_some());
         Error::check_limit("depth", MAX_DEPTH, full)?;
         Error::check_limit("sids", MAX_TOKEN as usize, num_rows.saturating_mul(full))?;
-        let mut table = Self::with_capacity(num_rows, full);
-        for row in 0..num_rows {
-            table.push(&sids[row * width..][..width], row, end)?;
-        }
-        Ok(table)
-    }
-
-    fn with_capacity(num_rows: usize, width: usize) -> Self {
-        Self {
-            tokens: Vec::with_capacity(num_rows * width),
+        let mut rows = Self {
+            sids,
             width,
+            end,
             lengths: Vec::with_capacity(num_rows),
-        }
+            smallest: end.unwrap_or(u32::MAX),
+            largest: end.unwrap_or(0),
+        };
+        (0..num_rows).try_for_each(|row| rows.check(row))?;
+        Ok(rows)
     }
 
-    /// Checks and appends a padded row of the input.
-    fn push(&mut self, padded: &[i64], row: usize, end: Option<u32>) -> Result<()> {
-        let start = row * padded.len();
-        let sid = trim("sids", padded, start)?;
+    fn check(&mut self, row: usize) -> Result<()> {
+        let start = row * self.width;
+        let sid = trim("sids", &self.sids[start..start + self.width], start)?;
         if sid.is_empty() {
             let rule = "must have at least one token per SID";
             return Err(Error::value("sids", row, rule, "an empty row"));
         }
         for (i, &token) in sid.iter().enumerate() {
-            self.tokens.push(token_of(token, end, start + i)?);
+            let token = token_of(token, self.end, start + i)?;
+            self.smallest = self.smallest.min(token);
+            self.largest = self.largest.max(token);
         }
-        self.tokens.extend(end);
         self.lengths
-            .push(short(self.tokens.len() - row * self.width));
-        self.tokens.resize((row + 1) * self.width, PAD);
+            .push(short(sid.len() + usize::from(self.end.is_some())));
         Ok(())
-    }
-
-    fn num_rows(&self) -> u32 {
-        len_u32(&self.lengths)
     }
 
     fn length(&self, row: u32) -> usize {
         self.lengths[row as usize].into()
     }
 
-    fn row(&self, row: u32) -> &[u32] {
-        &self.tokens[row as usize * self.width..][..self.width]
+    fn depth(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0).into()
     }
 
-    fn permuted(&self, order: &[u32]) -> Self {
-        let mut table = Self::with_capacity(order.len(), self.width);
-        for &row in order {
-            table.tokens.extend_from_slice(self.row(row));
-            table.lengths.push(self.lengths[row as usize]);
-        }
-        table
+    /// The tokens of a row.
+    fn tokens(&self, row: u32) -> impl Iterator<Item = u32> {
+        let written = self.length(row) - usize::from(self.end.is_some());
+        let sid = &self.sids[row as usize * self.width..][..written];
+        let checked = |&token: &i64| u32::try_from(token).unwrap_or(MAX_TOKEN);
+        sid.iter().map(checked).chain(self.end)
     }
 
     /// The row numbers in lexicographic order of their SIDs, a prefix before what extends it.
     ///
     /// As many tokens as fit are packed into a 64-bit key, most significant first, and the rows sorted by
     /// key; only runs of rows with equal keys go on to the next tokens.
-    fn sorted_rows(&self) -> Vec<u32> {
-        let packing = Packing::of(&self.tokens);
-        let mut rows: Vec<(u64, u32)> = (0..self.num_rows()).map(|row| (0, row)).collect();
+    fn sorted(&self, num_threads: usize) -> Vec<u32> {
+        let bits = u64::from(self.largest - self.smallest + 1).ilog2() + 1;
+        let tokens_per_key = (u64::BITS / bits) as usize;
+        let key = |row: u32, level: usize| {
+            let digits = self.tokens(row).skip(level);
+            let digits = digits.map(|token| u64::from(token - self.smallest) + 1);
+            let append = |key, digit| (key << bits) | digit;
+            digits
+                .chain(std::iter::repeat(0))
+                .take(tokens_per_key)
+                .fold(0, append)
+        };
+        let mut rows: Vec<(u64, u32)> = (0..len_u32(self.lengths.len()))
+            .map(|row| (0, row))
+            .collect();
         let mut runs: Vec<_> = std::iter::once(0..rows.len()).collect();
-        for level in (0..self.width).step_by(packing.tokens_per_key) {
+        for level in (0..self.depth()).step_by(tokens_per_key) {
             let mut ties = Vec::new();
             for run in runs {
                 let start = run.start;
                 let rows = &mut rows[run];
-                for (key, row) in &mut *rows {
-                    *key = packing.key(&self.row(*row)[level..]);
-                }
-                rows.sort_unstable();
+                sort_by_key(rows, |row| key(row, level), num_threads);
                 ties.extend(ties_of(rows, start));
             }
             runs = ties;
         }
         rows.into_iter().map(|(_, row)| row).collect()
     }
-
-    /// For every row of a sorted table, the first depth (from 1) at which it departs from the row above
-    /// it; 0 for the first row, which opens the root as well.
-    fn fresh_levels(&self) -> Vec<u16> {
-        let departs = |(above, row): (&[u32], &[u32])| {
-            let shared = |&(a, b): &(&u32, &u32)| a == b && *a != PAD;
-            short(above.iter().zip(row).take_while(shared).count() + 1)
-        };
-        let rows = || self.tokens.chunks_exact(self.width);
-        std::iter::once(0)
-            .chain(rows().zip(rows().skip(1)).map(departs))
-            .collect()
-    }
-
-    /// The number of nodes of the trie, root included: a row adds one per depth from where it departs.
-    fn num_nodes(&self, fresh: &[u16]) -> usize {
-        let added = |(&length, &departs): (&u16, &u16)| usize::from(length + 1 - departs.max(1));
-        1 + self.lengths.iter().zip(fresh).map(added).sum::<usize>()
-    }
 }
 
-/// How tokens become digits of a 64-bit key: 0 is padding, then the tokens from the smallest on.
-struct Packing {
-    smallest: u32,
-    bits: u32,
-    tokens_per_key: usize,
-}
-
-impl Packing {
-    fn of(tokens: &[u32]) -> Self {
-        let present = || tokens.iter().copied().filter(|&token| token != PAD);
-        let smallest = present().min().unwrap_or(0);
-        let largest = present().max().unwrap_or(0);
-        let bits = u64::from(largest - smallest + 1).ilog2() + 1;
-        Self {
-            smallest,
-            bits,
-            tokens_per_key: (u64::BITS / bits) as usize,
+/// Writes the key of every row, and sorts by key and row number.
+fn sort_by_key(rows: &mut [(u64, u32)], key: impl Fn(u32) -> u64 + Sync, num_threads: usize) {
+    let num_threads = if rows.len() < WORTH_A_THREAD {
+        1
+    } else {
+        num_threads
+    };
+    in_chunks(rows, num_threads, |chunk| {
+        for (digits, row) in &mut *chunk {
+            *digits = key(*row);
         }
-    }
-
-    fn key(&self, tokens: &[u32]) -> u64 {
-        let digit = |&token: &u32| match token {
-            PAD => 0,
-            _ => u64::from(token - self.smallest) + 1,
-        };
-        let digits = tokens.iter().map(digit).chain(std::iter::repeat(0));
-        let append = |key, digit| (key << self.bits) | digit;
-        digits.take(self.tokens_per_key).fold(0, append)
+        chunk.sort_unstable();
+    });
+    if num_threads > 1 {
+        #[expect(
+            clippy::stable_sort_primitive,
+            reason = "it finds the sorted chunks and merges them"
+        )]
+        rows.sort();
     }
 }
 
@@ -249,6 +191,161 @@ fn ties_of(rows: &[(u64, u32)], start: usize) -> impl Iterator<Item = Range<usiz
         end += run.len();
         (run.len() > 1).then(|| end - run.len()..end)
     })
+}
+
+/// A type of tokens in memory.
+trait Token: Copy + Default + PartialEq {
+    fn cut(token: u32) -> Self;
+}
+
+impl Token for u32 {
+    fn cut(token: u32) -> Self {
+        token
+    }
+}
+
+impl Token for u16 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "chosen where all tokens fit"
+    )]
+    fn cut(token: u32) -> Self {
+        token as Self
+    }
+}
+
+/// The rows in order, and the trie as far as it is laid out.
+struct Layout<'a, T> {
+    order: &'a [u32],
+    depth: usize,
+    /// The sorted table, row by row.
+    table: Vec<T>,
+    lengths: Vec<u16>,
+    /// For every row the first depth, from 1, at which it departs from the row above it; 0 for the first
+    /// row, which opens the root as well.
+    departs: Vec<u16>,
+    tokens: Vec<T>,
+}
+
+impl<'a, T: Token> Layout<'a, T> {
+    fn new(rows: &Rows<'_>, order: &'a [u32]) -> Self {
+        let depth = rows.depth();
+        let mut table = Vec::with_capacity(order.len() * depth);
+        for (i, &row) in order.iter().enumerate() {
+            table.extend(rows.tokens(row).map(T::cut));
+            table.resize((i + 1) * depth, T::default());
+        }
+        let mut layout = Self {
+            order,
+            depth,
+            table,
+            lengths: order
+                .iter()
+                .map(|&row| rows.lengths[row as usize])
+                .collect(),
+            departs: Vec::new(),
+            tokens: Vec::new(),
+        };
+        layout.departs = (0..order.len()).map(|row| layout.departure(row)).collect();
+        layout
+    }
+
+    fn row(&self, row: usize) -> &[T] {
+        &self.table[row * self.depth..][..self.lengths[row].into()]
+    }
+
+    fn departure(&self, row: usize) -> u16 {
+        let Some(above) = row.checked_sub(1) else {
+            return 0;
+        };
+        let pairs = self.row(above).iter().zip(self.row(row));
+        short(pairs.take_while(|(a, b)| a == b).count() + 1)
+    }
+
+    /// Whether a row repeats the SID above it.
+    fn repeats(&self, row: usize) -> bool {
+        self.departs[row] > self.lengths[row]
+    }
+
+    /// The tokens, and the trie without them.
+    fn build(mut self, items: &[i64]) -> (Vec<T>, Built) {
+        let (items, item_offsets) = self.items(items);
+        let (first_child, ends) = self.lay_out();
+        let ranks = if ends.is_empty() {
+            Vec::new()
+        } else {
+            self.ranks()
+        };
+        let built = Built {
+            tokens: IntVec::Narrow(Vec::new()),
+            first_child,
+            ends,
+            ranks,
+            item_offsets,
+            items: items.into(),
+        };
+        (self.tokens, built)
+    }
+
+    /// The items in order, and where those of every SID start if some SID has several.
+    fn items(&self, items: &[i64]) -> (Vec<i64>, Vec<u32>) {
+        let mut items: Vec<i64> = self.order.iter().map(|&row| items[row as usize]).collect();
+        let num_rows = self.order.len();
+        if !(0..num_rows).any(|row| self.repeats(row)) {
+            return (items, Vec::new());
+        }
+        let starts = (0..num_rows).filter(|&row| !self.repeats(row));
+        let offsets: Vec<u32> = starts.chain([num_rows]).map(len_u32).collect();
+        for ends in offsets.windows(2) {
+            items[ends[0] as usize..ends[1] as usize].sort_unstable();
+        }
+        (items, offsets)
+    }
+
+    /// Lays out the nodes in one pass per level over the rows that reach it: the first children, and the
+    /// nodes above the last level at which a SID ends.
+    fn lay_out(&mut self) -> (Vec<u32>, Vec<u32>) {
+        let added = |row: usize| usize::from(self.lengths[row] + 1 - self.departs[row].max(1));
+        let num_nodes = 1 + (0..self.order.len()).map(added).sum::<usize>();
+        self.tokens = Vec::with_capacity(num_nodes);
+        self.tokens.push(T::default());
+        let (mut first_child, mut ends) = (Vec::new(), Vec::new());
+        for level in 0..self.depth {
+            self.push_level(level, &mut first_child, &mut ends);
+        }
+        first_child.push(len_u32(self.tokens.len()));
+        first_child.shrink_to_fit();
+        (first_child, ends)
+    }
+
+    /// Closes the nodes at depth `level` and opens their children. A row starts a new node at a depth
+    /// exactly when it departs from the row above it no deeper than that.
+    fn push_level(&mut self, level: usize, first_child: &mut Vec<u32>, ends: &mut Vec<u32>) {
+        for row in 0..self.order.len() {
+            let departs = usize::from(self.departs[row]);
+            let length = usize::from(self.lengths[row]);
+            if departs <= level && length >= level {
+                first_child.push(len_u32(self.tokens.len()));
+            }
+            if departs <= level + 1 && length > level {
+                self.tokens.push(self.table[row * self.depth + level]);
+                if length == level + 1 && length < self.depth {
+                    ends.push(len_u32(self.tokens.len() - 1));
+                }
+            }
+        }
+    }
+
+    /// The place of every SID in lexicographic order, shorter SIDs first.
+    fn ranks(&self) -> Vec<u32> {
+        let distinct = (0..self.order.len()).filter(|&row| !self.repeats(row));
+        let mut sids: Vec<(u16, u32)> = (0..)
+            .zip(distinct)
+            .map(|(rank, row)| (self.lengths[row], rank))
+            .collect();
+        sids.sort_unstable();
+        sids.into_iter().map(|(_, rank)| rank).collect()
+    }
 }
 
 fn token_of(token: i64, end: Option<u32>, index: usize) -> Result<u32> {

@@ -2,91 +2,170 @@
 
 use std::fmt::Display;
 
-use super::{MAX_TOKEN, NONE, SidTrie, len_u32};
+use super::{Arrays, MAX_DEPTH, MAX_TOKEN, NONE, SidTrie};
 use crate::{Error, Result};
 
-impl SidTrie {
+impl Arrays<'_> {
     /// Refuses arrays that are not exactly those of some trie.
-    pub(super) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`], [`Error::Value`] or [`Error::TooLarge`].
+    pub fn check(&self) -> Result<()> {
         self.check_tree()?;
         self.check_siblings()?;
-        self.check_terminals()?;
+        self.check_ends()?;
+        self.check_ranks()?;
         self.check_offsets()?;
-        check_items(&self.items)?;
+        check_items(&self.items.iter().collect::<Vec<_>>())?;
         self.check_groups()
     }
 
-    /// Refuses nodes that are neither -1 nor in the trie.
-    pub(crate) fn check_nodes(&self, nodes: &[i64]) -> Result<()> {
-        let num_nodes = self.num_nodes();
-        let inside =
-            |&node: &i64| node == NONE || usize::try_from(node).is_ok_and(|n| n < num_nodes);
-        check_all("nodes", nodes, "must be -1 or a node of the trie", inside)
-    }
-
     /// The children of all nodes partition the nodes after the root, each behind its parent: then every
-    /// node has one parent and a lower number leads to the root, so there is no cycle.
+    /// node has one parent and a lower number leads to the root, so there is no cycle. Nodes without an
+    /// entry in `first_child` are the last level.
     fn check_tree(&self) -> Result<()> {
-        let (first_child, num_nodes) = (&self.first_child, self.num_nodes());
+        let (first_child, num_nodes) = (self.first_child, self.tokens.len());
         if num_nodes < 2 {
             let rule = "must hold the root and at least one more node";
             return Err(Error::value("tokens", 0, rule, num_nodes));
         }
         Error::check_limit("tokens", MAX_TOKEN as usize, num_nodes)?;
-        Error::check_length("first_child", num_nodes + 1, first_child.len())?;
+        let Some(last_level) = first_child.len().checked_sub(1).filter(|&n| n > 0) else {
+            return Err(Error::value(
+                "first_child",
+                0,
+                "must not be empty",
+                "nothing",
+            ));
+        };
+        Error::check_limit("first_child", num_nodes, first_child.len())?;
         check_at("first_child", first_child, 0, 1, "must start with 1")?;
-        let (last, rule) = (len_u32(&self.tokens), "must end with the number of nodes");
-        check_at("first_child", first_child, num_nodes, last, rule)?;
+        let rule = "must end with the number of nodes";
+        check_at(
+            "first_child",
+            first_child,
+            last_level,
+            self.num_nodes(),
+            rule,
+        )?;
         let rule = "must never decrease";
         check_order("first_child", first_child, 0, rule, |a, b| a <= b)?;
-        match (0..num_nodes).find(|&node| first_child[node] as usize <= node) {
-            None => Ok(()),
-            Some(node) => {
+        let inner = (0..).zip(&first_child[..last_level]);
+        for (node, &first) in inner {
+            if first as usize <= node {
                 let rule = "must lie behind its node";
-                Err(Error::value("first_child", node, rule, first_child[node]))
+                return Err(Error::value("first_child", node, rule, first));
             }
         }
+        self.check_levels()
     }
 
-    fn check_siblings(&self) -> Result<()> {
-        check_at("tokens", &self.tokens, 0, 0, "must be 0 at the root")?;
-        let rule = "must be at most 2**32 - 2";
-        check_all("tokens", &self.tokens, rule, |&token| token <= MAX_TOKEN)?;
-        let rule = "must be strictly ascending among siblings";
-        (0..len_u32(&self.tokens)).try_for_each(|node| {
-            let start = self.children(node).start as usize;
-            check_order("tokens", self.child_tokens(node), start, rule, |a, b| a < b)
+    /// The levels follow one another up to the last, which begins where `first_child` says.
+    fn check_levels(&self) -> Result<()> {
+        let mut level = 0..1;
+        for _ in 0..=MAX_DEPTH {
+            if level.end == self.num_nodes() {
+                let rule = "must hold an entry for every node above the last level, and the end";
+                let expected = level.start as usize + 1;
+                let got = self.first_child.len();
+                return if got == expected {
+                    Ok(())
+                } else {
+                    Err(Error::value(
+                        "first_child",
+                        expected,
+                        rule,
+                        format!("{got} entries"),
+                    ))
+                };
+            }
+            level = level.end..self.children(level.end - 1).end;
+        }
+        Err(Error::TooLarge {
+            name: "depth",
+            limit: MAX_DEPTH,
+            got: MAX_DEPTH + 1,
         })
     }
 
-    /// Terminals ascend, lie behind the root, and every node without children is one.
-    fn check_terminals(&self) -> Result<()> {
-        let (terminals, num_nodes) = (&self.terminals, len_u32(&self.tokens));
-        let inside = |node: &u32| (1..num_nodes).contains(node);
-        check_all(
-            "terminals",
-            terminals,
-            "must be nodes after the root",
-            inside,
-        )?;
-        let rule = "must be strictly ascending";
-        check_order("terminals", terminals, 0, rule, |a, b| a < b)?;
-        let mut ends = terminals.iter().copied().peekable();
+    fn check_siblings(&self) -> Result<()> {
+        if let Some(root) = self.tokens.get(0).filter(|&token| token != 0) {
+            return Err(Error::value("tokens", 0, "must be 0 at the root", root));
+        }
+        if let Some(node) = self.tokens.iter().position(|token| token > MAX_TOKEN) {
+            let rule = "must be at most 2**32 - 2";
+            return Err(Error::value("tokens", node, rule, u32::MAX));
+        }
+        for node in 0..self.last_level() {
+            let tokens = self.child_tokens(node);
+            if !tokens.iter().is_sorted_by(|a, b| a < b) {
+                let rule = "must be strictly ascending among siblings";
+                let got = format!("{:?}", tokens.iter().collect::<Vec<_>>());
+                let start = self.children(node).start as usize;
+                return Err(Error::value("tokens", start, rule, got));
+            }
+        }
+        Ok(())
+    }
+
+    /// `ends` ascend, lie between the root and the last level, and hold every node there without children.
+    fn check_ends(&self) -> Result<()> {
+        let (ends, last_level) = (self.ends, self.last_level());
+        let inside = |node: &u32| (1..last_level).contains(node);
+        let rule = "must be nodes after the root and above the last level";
+        check_all("ends", ends, rule, inside)?;
+        check_order("ends", ends, 0, "must be strictly ascending", |a, b| a < b)?;
+        let mut rest = ends.iter().copied().peekable();
         let mut open_leaf =
-            |&node: &u32| ends.next_if_eq(&node).is_none() && self.children(node).is_empty();
-        match (0..num_nodes).find(|node| open_leaf(node)) {
+            |&node: &u32| rest.next_if_eq(&node).is_none() && self.children(node).is_empty();
+        match (0..last_level).find(|node| open_leaf(node)) {
             None => Ok(()),
             Some(node) => {
-                let rule = "must contain every node without children";
-                let got = format!("no {node}");
-                Err(Error::value("terminals", terminals.len(), rule, got))
+                let rule = "must contain every node without children above the last level";
+                Err(Error::value("ends", ends.len(), rule, format!("no {node}")))
             }
         }
     }
 
+    /// `ranks` are what a walk through the trie in lexicographic order counts.
+    fn check_ranks(&self) -> Result<()> {
+        let expected = if self.ends.is_empty() {
+            0
+        } else {
+            self.num_sids()
+        };
+        Error::check_length("ranks", expected, self.ranks.len())?;
+        if expected == 0 {
+            return Ok(());
+        }
+        let bare = Self {
+            ranks: &[],
+            ..*self
+        };
+        let mut expected = 0;
+        let mut open = vec![0];
+        while let Some(node) = open.pop() {
+            if let Some(sid) = bare.rank(node) {
+                let rule = "must be the place of each SID in lexicographic order";
+                check_at("ranks", self.ranks, sid, expected, rule)?;
+                expected += 1;
+            }
+            open.extend(self.children(node).rev());
+        }
+        Ok(())
+    }
+
     fn check_offsets(&self) -> Result<()> {
-        let (offsets, num_sids) = (&self.item_offsets, self.terminals.len());
+        let (offsets, num_sids) = (self.item_offsets, self.num_sids());
+        if offsets.is_empty() {
+            return Error::check_length("items", num_sids, self.items.len());
+        }
         Error::check_length("item_offsets", num_sids + 1, offsets.len())?;
+        if num_sids == self.items.len() {
+            let rule = "must be empty if every SID has one item";
+            return Err(Error::value("item_offsets", 0, rule, offsets[0]));
+        }
         check_at("item_offsets", offsets, 0, 0, "must start with 0")?;
         let rule = "must be strictly ascending";
         check_order("item_offsets", offsets, 0, rule, |a, b| a < b)?;
@@ -94,12 +173,24 @@ impl SidTrie {
     }
 
     fn check_groups(&self) -> Result<()> {
-        let rule = "must be ascending within a terminal";
-        self.item_offsets.windows(2).try_for_each(|ends| {
-            let (start, end) = (ends[0] as usize, ends[1] as usize);
-            check_order("items", &self.items[start..end], start, rule, |a, b| a < b)
-        })
+        for rank in 0..self.num_sids() {
+            let slots = self.slots(rank);
+            let items = self.items.slice(slots.start as usize..slots.end as usize);
+            if !items.iter().is_sorted_by(|a, b| a < b) {
+                let rule = "must be ascending within a SID";
+                let got = format!("{:?}", items.iter().collect::<Vec<_>>());
+                return Err(Error::value("items", slots.start as usize, rule, got));
+            }
+        }
+        Ok(())
     }
+}
+
+/// Refuses nodes that are neither -1 nor in the trie.
+pub(crate) fn check_nodes(trie: &SidTrie<'_>, nodes: &[i64]) -> Result<()> {
+    let num_nodes = trie.num_nodes();
+    let inside = |&node: &i64| node == NONE || usize::try_from(node).is_ok_and(|n| n < num_nodes);
+    check_all("nodes", nodes, "must be -1 or a node of the trie", inside)
 }
 
 /// Refuses items that are negative or come twice.

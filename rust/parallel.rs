@@ -1,0 +1,58 @@
+//! Several threads, when the caller asks for them.
+//!
+//! Threads are started for a call and joined before it returns: about 20 µs each, against the milliseconds
+//! of work that they are worth. Nothing outlives the call, so a `fork` between two calls finds nothing
+//! to inherit. Work is cut by position, never by who comes first: results do not depend on the number of threads.
+
+use std::ops::Range;
+use std::thread;
+
+/// More threads than any processor has cores would only fail to start.
+const MAX_THREADS: usize = 256;
+
+/// Applies `work` to as many chunks of `values` as there are threads.
+pub(crate) fn in_chunks<T: Send>(
+    values: &mut [T],
+    num_threads: usize,
+    work: impl Fn(&mut [T]) + Sync,
+) {
+    let size = values
+        .len()
+        .div_ceil(num_threads.clamp(1, MAX_THREADS))
+        .max(1);
+    if size >= values.len() {
+        return work(values);
+    }
+    thread::scope(|scope| {
+        for chunk in values.chunks_mut(size) {
+            scope.spawn(|| work(chunk));
+        }
+    });
+}
+
+/// The results of `work` on as many ranges of `0..len` as there are threads, in order.
+pub(crate) fn over_ranges<R: Send>(
+    len: usize,
+    num_threads: usize,
+    work: impl Fn(Range<usize>) -> R + Sync,
+) -> Vec<R> {
+    let size = len.div_ceil(num_threads.clamp(1, MAX_THREADS)).max(1);
+    if size >= len {
+        return vec![work(0..len)];
+    }
+    let ranges = (0..len)
+        .step_by(size)
+        .map(|start| start..len.min(start + size));
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = ranges
+            .map(|range| scope.spawn(move || work(range)))
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, R>| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
