@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import transformers
@@ -33,10 +35,14 @@ def make_model(name, vocabulary):
     return model
 
 
-def make_catalogue(num_items, codes):
+def make_catalogue(num_items, codes, words=0):
+    """Random SIDs; with `words`, behind as many other tokens of a language model."""
     rng = np.random.default_rng(0)
     sids = np.unique(rng.integers(0, codes, size=(num_items, DEPTH)), axis=0)
-    return Catalogue.build(SidVocabulary.from_scratch([codes] * DEPTH), sids)
+    vocabulary = SidVocabulary.from_scratch([codes] * DEPTH)
+    if words:
+        vocabulary = replace(vocabulary, base=words, size=words + codes * DEPTH)
+    return Catalogue.build(vocabulary, sids)
 
 
 def make_prompts(catalogue, batch, length):

@@ -142,16 +142,15 @@ impl<'a> Arrays<'a> {
 
     /// The children of `node`, as a range of nodes.
     #[must_use]
+    #[inline]
     pub fn children(&self, node: u32) -> Range<u32> {
-        let next = node.saturating_add(1);
-        let end = self.first(next);
-        self.first(node).max(next).min(end)..end // behind their parent, whatever the arrays say: no cycles
-    }
-
-    fn first(&self, node: u32) -> u32 {
         let num_nodes = self.num_nodes();
-        let first = self.first_child.get(node as usize);
-        first.map_or(num_nodes, |&first| first.min(num_nodes))
+        let ends = self.first_child.get(node as usize..).unwrap_or_default();
+        match *ends {
+            // Behind their parent, whatever the arrays say: no cycles.
+            [first, end, ..] => first.max(node + 1).min(end.min(num_nodes))..end.min(num_nodes),
+            _ => num_nodes..num_nodes,
+        }
     }
 
     fn child_tokens(&self, node: u32) -> Tokens<'a> {
@@ -221,7 +220,7 @@ impl<'a> Arrays<'a> {
             let inner = |limit| self.ends.partition_point(|&node| node < limit);
             let leaves = level.end.saturating_sub(level.start.max(self.last_level()));
             counts.push(len_u32(inner(level.end) - inner(level.start)) + leaves);
-            level = level.end..self.first(level.end).max(level.end);
+            level = level.end..self.children(level.end - 1).end.max(level.end);
         }
         counts
     }
@@ -260,8 +259,11 @@ impl Children<'_> {
     }
 
     fn find(&self, token: u32) -> Option<u32> {
-        let j = self.tokens.partition_point(|other| other < token);
-        (self.tokens.get(j) == Some(token)).then(|| self.node(j))
+        let found = match self.tokens {
+            Tokens::Narrow(tokens) => tokens.binary_search(&u16::try_from(token).ok()?),
+            Tokens::Wide(tokens) => tokens.binary_search(&token),
+        };
+        found.ok().map(|j| self.node(j))
     }
 }
 
