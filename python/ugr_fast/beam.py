@@ -178,7 +178,7 @@ class BeamSearch:
         self.normalize: Normalizer | None = "allowed" if normalize is None and method != "beam" else normalize
         self._temperature, self._seed, self._num_threads = temperature, seed, num_threads
         self._num_groups, self._diversity = num_groups, diversity
-        self._check_filter()
+        check_filter(filter, trie, batch_size)
         self._filter_inner = None if filter is None else filter._inner
         self._check_settings()
         self._rule: tuple[int, _core.StepRule] | None = None
@@ -190,16 +190,6 @@ class BeamSearch:
         self._keys: NDArray[Any] | None = None
         self._levels: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]] = []
 
-    def _check_filter(self) -> None:
-        if self.filter is None:
-            return
-        if self.filter.trie is not self.trie:
-            raise ValueError("`filter` must be made by the trie that is searched; call `trie.filter` again")
-        if self.filter.num_rows not in (1, self.batch_size):
-            raise ValueError(
-                f"`filter` must have 1 row or `batch_size` {self.batch_size}, got {self.filter.num_rows} rows"
-            )
-
     def _check_settings(self) -> None:
         drawn = self.method in ("stochastic", "sample")
         steepest = 60 / math.log(max(self.trie.depth, 1) + 1)  # keeps length ** length_penalty well inside float32
@@ -208,7 +198,7 @@ class BeamSearch:
             (
                 "normalize",
                 self.normalize,
-                _is_normalizer(self.normalize),
+                is_normalizer(self.normalize),
                 'be None, "full", "allowed" or (low, high) with 0 <= low < high',
             ),
             ("normalize", self.normalize, not drawn or self.normalize == "allowed", 'be "allowed" for draws'),
@@ -440,8 +430,32 @@ class BeamSearch:
         return path
 
 
-def _is_normalizer(value: object) -> bool:
-    """Whether this is None, "full", "allowed" or two ints (low, high) with 0 <= low < high."""
+def check_filter(filter: Any, trie: Any, batch_size: int) -> None:
+    """Refuse a filter, if there is one, that another trie has made or that has other rows than the batch.
+
+    Args:
+        filter: a `Filter` or `DeviceFilter`, or None.
+        trie: the `SidTrie` or `DeviceTrie` that is searched.
+        batch_size: rows of the search.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if filter is None:
+        return
+    if filter.trie is not trie:
+        raise ValueError("`filter` must be made by the trie that is searched; call `filter` of that one")
+    if filter.num_rows not in (1, batch_size):
+        raise ValueError(f"`filter` must have 1 row or `batch_size` {batch_size}, got {filter.num_rows} rows")
+
+
+def is_normalizer(value: object) -> bool:
+    """Whether this is None, "full", "allowed" or two ints (low, high) with 0 <= low < high.
+
+    Example:
+        >>> is_normalizer("full"), is_normalizer((3, 1))
+        (True, False)
+    """
     if isinstance(value, tuple):
         whole = all(isinstance(column, int | np.integer) for column in value)
         return whole and len(value) == 2 and 0 <= value[0] < value[1]

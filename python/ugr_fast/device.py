@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ugr_fast.arrays import at_least
+from ugr_fast.beam import check_filter, is_normalizer
 from ugr_fast.trie import SidTrie, _lists
 
 if TYPE_CHECKING:
@@ -364,23 +365,18 @@ class DeviceSearch:
         self._level = self._enter(roots, roots.float(), roots + trie.num_items)
 
     def _check_settings(self) -> None:
-        pair = isinstance(self.normalize, tuple) and len(self.normalize) == 2
-        if not (pair or self.normalize in (None, "full", "allowed")):
-            raise ValueError(f'`normalize` must be None, "full", "allowed" or (low, high), got {self.normalize!r}')
+        if not is_normalizer(self.normalize):
+            raise ValueError(
+                '`normalize` must be None, "full", "allowed" or (low, high) with 0 <= low < high, '
+                f"got {self.normalize!r}"
+            )
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"`temperature` must be finite and above 0, got {self.temperature}")
         if self.normalize is None and self.temperature != 1:
             raise ValueError(
                 f"`temperature` must be 1 for log-probabilities; give `normalize` as well, got {self.temperature}"
             )
-        if self.filter is None:
-            return
-        if self.filter.trie is not self.trie:
-            raise ValueError("`filter` must be made by the trie that is searched; call `trie.filter` of that one")
-        if self.filter.num_rows not in (1, self.batch_size):
-            raise ValueError(
-                f"`filter` must have 1 row or `batch_size` {self.batch_size}, got {self.filter.num_rows} rows"
-            )
+        check_filter(self.filter, self.trie, self.batch_size)
 
     @property
     def width(self) -> int:
