@@ -212,7 +212,7 @@ REFUSED = [
     (lambda trie: trie.add([[5], [6]], [20, 20]), "`items` must be .*unique.*; got 20 at index 1"),
     (lambda trie: trie.add([[5], [6]], [20, -1]), "`items` must be >= 0.*; got -1 at index 1"),
     (lambda trie: trie.add([[5]], [20, 21]), "`items` must have one id per SID, 1, got 2"),
-    (lambda trie: trie.add([], []), "`sids` must hold at least one SID"),
+    (lambda trie: trie.add([], [1]), "`items` must have one id per SID, 0, got 1"),
     (lambda trie: trie.add([[5], []], [20, 21]), "`sids` must have at least one token per SID"),
     (lambda trie: trie.add([[5, -2]], [20]), "`sids` must be tokens >= 0, right-padded with -1; got -2"),
     (lambda trie: trie.add([[2**32 - 1]], [20]), r"`sids` must be tokens in 0 .. 2\*\*32 - 2"),
@@ -246,7 +246,7 @@ def test_items_that_are_no_integers_are_refused():
         trie.remove([0.5])
     with pytest.raises(TypeError, match="`items` must hold integers, got float64"):
         trie.add([[3]], [0.5])
-    identical(trie.remove([]), trie)
+    assert trie.remove([]) is trie.add([], []) is trie
 
 
 def test_other_threads_search_the_old_trie_meanwhile():

@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ugr_fast import SidTrie
 from ugr_fast import beam_search as uf_beam_search
 from ugr_fast.decode import beam_search
 from ugr_fast.engines import RowEngine, TreeEngine
@@ -313,6 +314,22 @@ def test_a_prompt_without_an_allowed_item_gets_padding():
     assert (found.items[3] >= 0).all()
 
 
+def test_a_trie_of_other_tokens_than_the_model_knows_is_refused():
+    catalogue = tiny.catalogue()
+    with pytest.raises(ValueError, match="`trie` must hold tokens of the model's vocabulary, below 20, got 20"):
+        beam_search(
+            tiny.model(catalogue.vocabulary), torch.tensor([[1]]), None, SidTrie.build([[20], [3]]), num_beams=1
+        )
+
+
+def test_without_a_mask_nothing_is_padding():
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    ids, mask = pad_left(prompts_of(catalogue)[:1], 0)
+    with_mask, without = (beam_search(model, ids, m, catalogue.trie, num_beams=4) for m in (mask, None))
+    assert torch.equal(with_mask.scores, without.scores)
+
+
 def test_the_one_pass_normaliser_equals_torch_in_float32():
     catalogue = tiny.catalogue()
     model = tiny.model(catalogue.vocabulary).float()
@@ -416,6 +433,10 @@ def test_expand_items_lists_all_items_of_a_sid_by_ascending_id():
         ({"temperature": float("nan")}, "`temperature` must be finite"),
         ({"engine": "fast"}, "`engine` must be 'auto', 'tree' or 'rows', got 'fast'"),
         ({"num_beams": 0}, "`num_beams`"),
+        (
+            {"input_ids": torch.tensor([[1, 999, 2]])},
+            "`input_ids` must hold tokens of the model's vocabulary",
+        ),
         ({"method": "sample"}, "`normalize` must be 'allowed' to draw"),
         ({"num_groups": 3}, "`num_groups` must divide"),
     ],

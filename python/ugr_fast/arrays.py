@@ -69,8 +69,11 @@ def at_least(value: int, name: str, least: int) -> int:
     """`value`, if it is no smaller than `least`.
 
     Raises:
-        ValueError: It is.
+        TypeError: It is no whole number.
+        ValueError: It is smaller.
     """
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}")
     return value

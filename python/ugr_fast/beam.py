@@ -131,8 +131,8 @@ class BeamSearch:
         diversity: what a candidate is ranked lower for every beam of the earlier groups that chose the same
             token at this depth, 0 .. 1e20; finished beams that are carried on count as having chosen the same.
             Scores stay as they are.
-        seed: of the draws, 0 .. 2**64 - 1; the same seed, trie, filter, scores and position in the batch give the
-            same result.
+        seed: of the draws, 0 .. 2**64 - 1; give each request its own. The same seed, trie, filter, scores and
+            position in the batch give the same result.
         num_threads: threads that share the rows of the batch; the result does not depend on it.
 
     Raises:
@@ -476,7 +476,8 @@ def beam_search(
 
     Args:
         trie: the catalogue; no SID may be a prefix of another.
-        step_fn: takes the tokens so far, (num_rows, depth) int64, and returns log-probabilities of the
+        step_fn: takes the tokens so far, (num_rows, depth) int64 with -1 in rows of finished and dead beams, whose
+            scores are not read, and returns log-probabilities of the
             next one, (num_rows, V) float32 or float64; or logits, with `normalize`. Rows come batch by batch,
             beams in order: batch_size rows at first, then batch_size * `BeamSearch.width`.
         num_beams: K, the number of prefixes kept at every depth.

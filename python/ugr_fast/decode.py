@@ -76,7 +76,7 @@ class Beams:
 def beam_search(
     model: Any,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     trie: SidTrie,
     *,
     num_beams: int,
@@ -100,7 +100,7 @@ def beam_search(
     Args:
         model: causal language model in eval mode.
         input_ids: (B, P) prompt tokens, padded on either side.
-        attention_mask: (B, P), 1 for a token and 0 for padding.
+        attention_mask: (B, P), 1 for a token and 0 for padding; None for prompts without padding.
         trie: semantic IDs that may be answered.
         num_beams: K ≥ 1.
         normalize: log-probs over the whole vocabulary ("full"), over the tokens of `vocabulary`'s semantic IDs
@@ -130,9 +130,12 @@ def beam_search(
         Equal, beam for beam, to `transformers.generate` with a prefix function where the trie holds at least K
         semantic IDs; the tree form is docs/trie.md. Draws: Kool et al. (arXiv 1903.06059).
     """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
     _check(input_ids, attention_mask, vocabulary, confidence, temperature)
     columns = head_columns(normalize, vocabulary, trie)
     _check_tokens(trie, normalize, columns)
+    _check_vocabulary(model, input_ids, trie)
     if method != "beam" and normalize != "allowed":
         raise ValueError(f"`normalize` must be 'allowed' to draw with {method=}, got {normalize!r}")
     search = BeamSearch(
@@ -206,6 +209,14 @@ def _check_tokens(trie: SidTrie, normalize: Normalize, columns: tuple[int, int] 
             f"`trie` must hold tokens in [{columns[0]}, {columns[1]}) alone for {normalize=}, got {low} to {high - 1}; "
             "build it from `vocabulary.encode`, or normalise over 'allowed' or 'full'"
         )
+
+
+def _check_vocabulary(model: Any, input_ids: torch.Tensor, trie: SidTrie) -> None:
+    """Refuse tokens for which the model has no embedding, before it is asked for them."""
+    size = len(model.get_input_embeddings().weight)
+    for name, largest in (("input_ids", int(input_ids.max())), ("trie", trie.max_token)):
+        if largest >= size:
+            raise ValueError(f"`{name}` must hold tokens of the model's vocabulary, below {size}, got {largest}")
 
 
 def _engine(

@@ -11,7 +11,7 @@ What depends on the data never decides a shape, so the host only queues work. On
     beams (B, K)     parent = cell // C, node = first child + cell % C
 
 When to use it: log-probs that are on an accelerator and would have to be copied to the host at every step. Not on the
-CPU: `beam.BeamSearch` looks at real children only and is 10 to 170 times faster there. Cost of a step: about 50 calls
+CPU: `beam.BeamSearch` looks at real children only and is 10 to 140 times faster there. Cost of a step: about 50 calls
 over at most B * W * C cells, padding included, so one node with many children makes its whole level wide.
 """
 

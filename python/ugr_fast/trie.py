@@ -230,10 +230,11 @@ class SidTrie:
         Args:
             sids: (N, L) ints, right-padded with -1, or a list of N sequences.
             items: (N,) unique ids >= 0 of items that are not there.
-            end: the token given to `build`, if any.
+            end: the token given to `build`, if any; the trie does not remember it.
 
         Returns:
-            Another trie.
+            Another trie; this one if there is nothing to add. A SID that is a prefix of another, or extends one, makes
+            it no longer `prefix_free`.
 
         Raises:
             ValueError: as `build`, and an item that is there already.
@@ -245,7 +246,8 @@ class SidTrie:
 
         Source: path copying (Driscoll et al. 1989); drawn in rust/trie/changes.rs.
         """
-        return self._wrap(self._inner.add(*_rows(_table(sids, "sids"), items, end)))
+        table, item_ids, end = _rows(_table(sids, "sids"), items, end)
+        return self._wrap(self._inner.add(table, item_ids, end)) if len(table) else self
 
     def remove(self, items: ArrayLike) -> SidTrie:
         """Return the catalogue without some items; no prefix that only they had is left.
@@ -254,7 +256,7 @@ class SidTrie:
             items: (N,) ids of items that are there, each once.
 
         Returns:
-            Another trie; see `add`.
+            Another trie, see `add`; this one if there is nothing to remove.
 
         Raises:
             ValueError: an item that is not there, or none would be left.
@@ -265,7 +267,8 @@ class SidTrie:
 
         Source: path copying (Driscoll et al. 1989); drawn in rust/trie/changes.rs.
         """
-        return self._wrap(self._inner.remove(_integers(np.asarray(items), "items", ndim=1)))
+        item_ids = _integers(np.asarray(items), "items", ndim=1)
+        return self._wrap(self._inner.remove(item_ids)) if len(item_ids) else self
 
     def compact(self) -> SidTrie:
         """Return the same catalogue without traces of changes, built anew; itself if there are none.
@@ -465,7 +468,8 @@ class SidTrie:
             check: verify checksum and structure. Without it the file is trusted: one that lies gives wrong
                 answers, though neither a crash nor a read outside it.
             mmap: leave the arrays in the file and let the system read what is used, shared between processes. The
-                file must then stay as it is while the trie lives; `save` replaces files, it never rewrites them.
+                file must then stay as it is while the trie lives: to truncate or overwrite it in place ends every
+                process that maps it, or gives wrong answers. `save` replaces files, as `mv` does; `cp` does not.
 
         Returns:
             The trie.
