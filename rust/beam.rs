@@ -53,6 +53,10 @@ pub trait Score:
     /// Forbidden: never selected. Also the score of padding.
     const NEG_INFINITY: Self;
 
+    /// The next smaller number.
+    #[must_use]
+    fn below(self) -> Self;
+
     /// log Σ exp(scale · x).
     fn log_sum_exp(scores: &[Self], scale: Self) -> f64;
 }
@@ -63,6 +67,10 @@ impl Score for f32 {
     const EPSILON: f64 = f32::EPSILON as f64;
     const INFINITY: Self = f32::INFINITY;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
+
+    fn below(self) -> Self {
+        self.next_down()
+    }
 
     fn log_sum_exp(scores: &[Self], scale: Self) -> f64 {
         logsumexp::f32(scores, scale)
@@ -75,6 +83,10 @@ impl Score for f64 {
     const EPSILON: f64 = f64::EPSILON;
     const INFINITY: Self = f64::INFINITY;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
+
+    fn below(self) -> Self {
+        self.next_down()
+    }
 
     fn log_sum_exp(scores: &[Self], scale: Self) -> f64 {
         logsumexp::f64(scores, scale)

@@ -14,6 +14,7 @@
 
 use std::ops::Range;
 
+use crate::trie::changes::Changes;
 use crate::trie::{Arrays, NONE, SidTrie, check_nodes, filled};
 use crate::{Error, Result};
 
@@ -68,6 +69,8 @@ impl Filter {
         let num_rows = given(deny).or(given(allow)).unwrap_or(1);
         Error::check_length("allow", num_rows, given(allow).unwrap_or(num_rows))?;
         let mut filter = Self::default();
+        let replaced = trie.changes.map_or(&[][..], Changes::replaced);
+        let unreachable: Vec<(u32, u32)> = replaced.iter().map(|&slot| (slot, slot + 1)).collect();
         for row in 0..num_rows {
             let mut denied = match allow {
                 Some(lists) => gaps(&lists.runs("allow", row, &slot)?, trie.num_slots()),
@@ -76,6 +79,7 @@ impl Filter {
             if let Some(lists) = deny {
                 denied.extend(lists.runs("deny", row, &slot)?);
             }
+            denied.extend(unreachable.iter().copied());
             filter.push(joined(denied));
         }
         Ok(filter)
@@ -188,10 +192,9 @@ impl Denied<'_> {
 
     /// Whether all items below a node are denied.
     fn is_dead(&self, trie: &SidTrie<'_>, node: u32) -> bool {
-        if trie.changes.is_some_and(|changes| changes.holds(node)) {
-            let children = trie.children(node);
-            let child = |j| self.is_dead(trie, children.node(j));
-            return self.covers(trie.slots_at(node)) && (0..children.tokens.len()).all(child);
+        if let Some((twin, added)) = trie.changes.and_then(|changes| changes.stands_for(node)) {
+            let kept = twin.map_or(0..0, |twin| trie.base.span(twin)); // what was replaced there is denied as well
+            return self.covers(added) && self.covers(kept);
         }
         // A node with more children than the longest run has slots lives: the usual case costs no descent.
         trie.base.children(node).len() <= self.longest as usize && self.covers(trie.base.span(node))

@@ -23,11 +23,18 @@ pub(crate) fn in_chunks<T: Send>(
     if size >= values.len() {
         return work(values);
     }
-    thread::scope(|scope| {
-        for chunk in values.chunks_mut(size) {
-            scope.spawn(|| work(chunk));
-        }
+    let failed: Vec<usize> = thread::scope(|scope| {
+        let work = &work;
+        let start = |chunk| thread::Builder::new().spawn_scoped(scope, move || work(chunk));
+        let started = values.chunks_mut(size).map(start).enumerate();
+        started
+            .filter_map(|(i, thread)| thread.err().map(|_| i))
+            .collect()
     });
+    for i in failed {
+        let end = values.len().min((i + 1) * size);
+        work(&mut values[i * size..end]); // the system had no thread to give
+    }
 }
 
 /// The results of `work` on as many ranges of `0..len` as there are threads, in order.
@@ -40,19 +47,21 @@ pub(crate) fn over_ranges<R: Send>(
     if size >= len {
         return vec![work(0..len)];
     }
-    let ranges = (0..len)
-        .step_by(size)
-        .map(|start| start..len.min(start + size));
+    let range = |start: usize| start..len.min(start + size);
     thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = ranges
-            .map(|range| scope.spawn(move || work(range)))
-            .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, R>| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let start = |start: usize| {
+            let thread = thread::Builder::new().spawn_scoped(scope, move || work(range(start)));
+            thread.map_err(|_| start)
         };
+        let threads: Vec<_> = (0..len).step_by(size).map(start).collect();
+        let join =
+            |thread: std::result::Result<thread::ScopedJoinHandle<'_, R>, usize>| match thread {
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(start) => work(range(start)), // the system has no thread to give
+            };
         threads.into_iter().map(join).collect()
     })
 }

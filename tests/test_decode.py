@@ -7,6 +7,7 @@ import pytest
 import reference
 import tiny
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ugr_fast import SidTrie
@@ -322,6 +323,35 @@ def test_a_trie_of_other_tokens_than_the_model_knows_is_refused():
         )
 
 
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+def test_models_whose_cached_rows_would_be_wrong_are_refused(engine):
+    size = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1}
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(state_size=4, **size))
+    bert = transformers.BertLMHeadModel(
+        transformers.BertConfig(num_attention_heads=2, intermediate_size=16, is_decoder=True, **size)
+    )
+    for model, message in ((mamba, "must have attention layers"), (bert, "must be a decoder by design, got bert")):
+        with pytest.raises(ValueError, match=message):
+            beam_search(model.eval(), torch.tensor([[1, 2]]), None, SidTrie.build([[3]]), num_beams=1, engine=engine)
+
+
+def test_padding_need_not_be_a_token():
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    ids, mask = pad_left(prompts_of(catalogue), 0)
+    odd = ids.masked_fill(mask == 0, -100)
+    plain, strange = (beam_search(model, i, mask, catalogue.trie, num_beams=4) for i in (ids, odd))
+    assert torch.equal(plain.scores, strange.scores)
+
+
+def test_a_hook_on_the_head_is_obeyed():
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    model.lm_head.register_forward_hook(lambda _head, _inputs, output: output * 3)
+    both = [search(model, catalogue, num_beams=4, normalize="allowed", engine=name) for name in ("tree", "rows")]
+    torch.testing.assert_close(both[0].scores, both[1].scores, rtol=1e-12, atol=0)
+
+
 def test_without_a_mask_nothing_is_padding():
     catalogue = tiny.catalogue()
     model = tiny.model(catalogue.vocabulary)
@@ -428,9 +458,9 @@ def test_expand_items_lists_all_items_of_a_sid_by_ascending_id():
         ({"normalize": "sid", "vocabulary": None}, "`vocabulary` must be given"),
         ({"confidence": True, "vocabulary": None}, "`vocabulary` must be given"),
         ({"normalize": "sid", "vocabulary": SidVocabulary.from_scratch((5, 4))}, r"tokens in \[5, 14\) alone"),
-        ({"temperature": 0.0}, "`temperature` must be finite and above 0, got 0.0"),
-        ({"temperature": float("inf")}, "`temperature` must be finite"),
-        ({"temperature": float("nan")}, "`temperature` must be finite"),
+        ({"temperature": 0.0}, "`temperature` must lie in 1e-30 .. 1e30, got 0.0"),
+        ({"temperature": float("inf")}, "`temperature` must lie in 1e-30 .. 1e30"),
+        ({"temperature": float("nan")}, "`temperature` must lie in 1e-30 .. 1e30"),
         ({"engine": "fast"}, "`engine` must be 'auto', 'tree' or 'rows', got 'fast'"),
         ({"num_beams": 0}, "`num_beams`"),
         (

@@ -413,3 +413,11 @@ def test_properties_follow_the_search():
     assert (search.candidates.tolist(), search.last_tokens.tolist()) == ([[1, 2]], [[-1]])
     search.step(torch.zeros(1, 5))
     assert (search.width, search.num_rows, search.depth, search.done) == (3, 3, 1, False)
+
+
+def test_a_large_negative_id_is_padding_too():
+    trie = DeviceTrie(SidTrie.build([[4, 7], [4, 9], [6, 7]]), "cpu")
+    search = DeviceSearch(trie, 1, 3, filter=trie.filter(deny=[-(2**32), 1]))
+    while not search.done:
+        search.step(torch.zeros(search.num_rows, 10))
+    assert search.result().items.tolist() == [[0, 2, -1]]

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -696,3 +697,20 @@ def test_save_onto_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == [path.name]
     assert SidTrie.load(path).num_items == 1
+
+
+def test_threads_may_save_to_one_path(tmp_path):
+    path = tmp_path / "items.safetensors"
+    tries = [SidTrie.build([[token, 1], [token, 2]]) for token in range(4)]
+
+    def save(trie):
+        for _ in range(10):
+            trie.save(path)
+
+    threads = [threading.Thread(target=save, args=(trie,)) for trie in tries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert SidTrie.load(path).num_items == 2
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

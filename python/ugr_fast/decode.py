@@ -8,7 +8,6 @@ decision of its beam needs it, and is never run if there is none. A model's `gen
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,7 +104,7 @@ def beam_search(
         num_beams: K ≥ 1.
         normalize: log-probs over the whole vocabulary ("full"), over the tokens of `vocabulary`'s semantic IDs
             ("sid"), or over the children of each node that the filter leaves ("allowed").
-        temperature: finite and above 0; logits are divided by it before they are normalised.
+        temperature: 1e-30 .. 1e30; logits are divided by it before they are normalised.
         length_penalty: beams are ranked by score / length ** length_penalty.
         filter: what each prompt may not be answered with, from `trie.filter`.
         method: "beam", the best; "stochastic", K different semantic IDs drawn without replacement; "sample", K
@@ -198,8 +197,8 @@ def _check(
         raise ValueError("`attention_mask` must leave at least one token in every row; a prompt is empty")
     if vocabulary is None and confidence:
         raise ValueError("`vocabulary` must be given for `confidence=True`")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"`temperature` must be finite and above 0, got {temperature}")
+    if not 1e-30 <= temperature <= 1e30:
+        raise ValueError(f"`temperature` must lie in 1e-30 .. 1e30, got {temperature}")
 
 
 def _check_tokens(trie: SidTrie, normalize: Normalize, columns: tuple[int, int] | None) -> None:

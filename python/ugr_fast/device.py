@@ -192,7 +192,7 @@ class DeviceTrie:
         """The slots of listed items, ascending, each once, then at least one padding, the number of items: (R, M)."""
         ids, (known, slots) = _table(lists, name, self.device), self._by_id
         # What no item has, -1, stands for all that is above the largest id and might not fit in its type.
-        ids = ids.masked_fill(ids > self._max_item, -1).to(known.dtype)
+        ids = ids.masked_fill((ids < 0) | (ids > self._max_item), -1).to(known.dtype)
         place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
         found = slots[place].masked_fill(known[place] != ids, self.num_items)
         found = _sorted(pad(found, (0, 1), value=self.num_items))

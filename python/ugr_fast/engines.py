@@ -30,6 +30,7 @@ from ugr_fast.model import (
     forward_arguments,
     head_logits,
     hidden_states,
+    refuse_strangers,
     refuse_windows,
     takes_pattern,
     unwrapped,
@@ -75,13 +76,14 @@ class TreeEngine:
     def __init__(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, columns: tuple[int, int] | None
     ) -> None:
+        refuse_strangers(unwrapped(model).config)
         refuse_windows(unwrapped(model).config)
         if not takes_pattern(model):
             raise ValueError("`model` must take 4-D masks and `position_ids`, and this one does not; use engine='rows'")
         self._model = model
         self._columns = columns
-        self._ids = input_ids
         self._mask = attention_mask.bool()
+        self._ids = input_ids.masked_fill(~self._mask, 0)  # padding need not be a token
         self._cache = DynamicCache()
         self._length = self._mask.sum(1).cpu().numpy()  # (B,)
         ends = input_ids.shape[1] - 1 - self._mask.flip(1).long().argmax(1)  # (B,)
@@ -174,6 +176,7 @@ class RowEngine:
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, columns: tuple[int, int] | None
     ) -> None:
         self._model = unwrapped(model)
+        refuse_strangers(self._model.config)
         self._accepted = forward_arguments(self._model)
         self._columns = slice(*(columns or (0, None)))
         self._ids, self._mask = left_aligned(input_ids, attention_mask.bool())

@@ -298,6 +298,22 @@ def takes_pattern(model: Any) -> bool:
     return _whole_context(causal.config) and told_positions and not flash
 
 
+def refuse_strangers(config: Any) -> None:
+    """Refuse models whose cached or padded rows do not equal a plain pass, so that a search would be wrong silently.
+
+    Args:
+        config: the configuration of a transformers model.
+
+    Raises:
+        ValueError: a model without attention, as Mamba is, or the decoder half of an encoder family, as in BERT and
+            BART.
+    """
+    if not hasattr(config.get_text_config(decoder=True), "num_attention_heads"):
+        raise ValueError(f"`model` must have attention layers, and {config.model_type} has none; use another")
+    if getattr(config, "is_decoder", False):
+        raise ValueError(f"`model` must be a decoder by design, got {config.model_type} with is_decoder; use another")
+
+
 def refuse_windows(config: Any) -> None:
     """Refuse models that narrow their own mask: an explicit one would widen it again, silently.
 
@@ -357,7 +373,8 @@ def head_logits(model: Any, hidden: torch.Tensor, columns: tuple[int, int] | Non
     """
     head = model.get_output_embeddings()
     low, high = columns or (0, None)
-    if columns is not None and type(head) is torch.nn.Linear:
+    hooked = bool(head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    if columns is not None and type(head) is torch.nn.Linear and not hooked:
         bias = None if head.bias is None else head.bias[low:high]
         logits = torch.nn.functional.linear(hidden, head.weight[low:high], bias)
     else:

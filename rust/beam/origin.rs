@@ -176,7 +176,7 @@ impl<'a, S: Score> Origin<'a, S> {
         let (normalizer, total): (f64, f64) = (normalizer.into(), self.total.into());
         let bar = bar.into() / self.rule.weight.into();
         let rounding = 16.0 * S::EPSILON * (bar.abs() + total.abs() + normalizer.abs());
-        S::nearest((bar - total + normalizer - rounding) / self.rule.sharpness.into())
+        S::nearest((bar - total + normalizer - rounding) / self.rule.sharpness.into()).below()
     }
 
     /// Whether no child can have a positive log-probability: all of them are normalised over.

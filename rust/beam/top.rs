@@ -91,9 +91,9 @@ impl<S: Score> Top<S> {
 
     /// Whether no candidate with a key of at most `limit` that comes after all so far can enter.
     pub fn excludes(&mut self, limit: S) -> bool {
-        if self.kept.len() > self.size
-            || (self.kept.len() == self.size && self.bar == S::NEG_INFINITY)
-        {
+        // A bar that is a little stale turns away a little less; to renew it for every beam would cost more.
+        let fresh = self.bar == S::NEG_INFINITY && self.kept.len() >= self.size;
+        if fresh || self.kept.len() >= self.size.saturating_add(self.size / 2).max(2) {
             self.halve();
         }
         limit <= self.bar

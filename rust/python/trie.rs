@@ -130,7 +130,12 @@ impl PySidTrie {
     ) -> PyResult<R> {
         let (index, changes) = (&self.stored.index, self.changes.as_deref());
         self.stored.read(py, |base| {
-            let index = index.get_or_init(|| Index::new(base));
+            // Not `get_or_init`: a child that is forked meanwhile would wait for a thread that it does not have.
+            let made = index.get().is_none().then(|| Index::new(base));
+            let made = made.and_then(|made| index.set(made).err()); // another thread was first
+            let Some(index) = index.get().or(made.as_ref()) else {
+                unreachable!("it was set above");
+            };
             let known = index.known();
             let base = Arrays { known, ..base };
             work(SidTrie { base, changes }, &|item| {

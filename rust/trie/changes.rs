@@ -45,6 +45,10 @@ pub struct Changes {
     tokens: Vec<u32>,
     nodes: Vec<u32>,
     item_offsets: Vec<u32>,
+    /// The node of the base that each one replaces, if any, and the first copied node below it: they are finished
+    /// children first, so those below a node are neighbours.
+    twins: Vec<Option<u32>>,
+    below: Vec<u32>,
     items: Vec<i64>,
     /// Slots of `items`, by item.
     slots: Vec<(i64, u32)>,
@@ -202,6 +206,20 @@ impl Changes {
         here.map(|place| self.slots[place].1).ok().or(kept)
     }
 
+    /// What a copied node stands for: the node of the base that it replaces, and the slots of all items below it that
+    /// are not the base's.
+    pub(crate) fn stands_for(&self, node: u32) -> Option<(Option<u32>, Range<u32>)> {
+        let k = self.copied(node)?;
+        let slots = |k: usize| self.item_offsets.get(k).map(|&slot| self.base_slots + slot);
+        let first = *self.below.get(k)? as usize;
+        Some((self.twins[k], slots(first)?..slots(k + 1)?))
+    }
+
+    /// The slots of the base that no search can reach any more, ascending.
+    pub(crate) fn replaced(&self) -> &[u32] {
+        &self.replaced
+    }
+
     /// Whether `node` is a copied one.
     pub(crate) fn holds(&self, node: u32) -> bool {
         self.copied(node).is_some()
@@ -228,6 +246,7 @@ impl Layer<'_> {
     /// Copies a node at `depth`, whose twin in the base may not exist, with what `list` changes below it;
     /// none if no item is left there.
     fn copy(&mut self, twin: Option<u32>, list: &[Change<'_>], depth: usize) -> Option<u32> {
+        let first = len_u32(self.changes.num_nodes());
         let (here, below) = list.split_at(list.partition_point(|change| change.sid.len() == depth));
         let (tokens, nodes) = self.copy_children(twin, below, depth);
         let items = self.items(twin, here);
@@ -239,6 +258,8 @@ impl Layer<'_> {
         changes.tokens.extend(tokens);
         changes.nodes.extend(nodes);
         changes.items.extend(items);
+        changes.twins.push(twin);
+        changes.below.push(first);
         changes.child_offsets.push(len_u32(changes.tokens.len()));
         changes.item_offsets.push(len_u32(changes.items.len()));
         Some(changes.base_nodes + len_u32(changes.num_nodes() - 1))
@@ -279,11 +300,10 @@ impl Layer<'_> {
             .base
             .items
             .slice(slots.start as usize..slots.end as usize);
-        let removed = |item: &i64| {
-            here.iter()
-                .any(|change| change.item == *item && !change.added)
-        };
-        let mut items: Vec<i64> = old.iter().filter(|item| !removed(item)).collect();
+        let gone = here.iter().filter(|change| !change.added);
+        let gone: Vec<i64> = gone.map(|change| change.item).collect(); // ascending, as all changes to a SID are
+        let kept = |item: &i64| gone.binary_search(item).is_err();
+        let mut items: Vec<i64> = old.iter().filter(kept).collect();
         items.extend(
             here.iter()
                 .filter(|change| change.added)
