@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from catalogues import Catalogue
 from searches import DEPTHS, Size, step_ms, walk
-from timing import fresh, memory_of, peak_cell, say, seconds, table_head, table_row, timed, with_threads
+from timing import fresh, memory_of, peak_cell, say, seconds, table_head, table_row, timed
 from ugr_fast import SidTrie
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 20_000_000)
@@ -50,7 +51,7 @@ class Point:
 def point(catalogue: Catalogue, num_threads: int, repeats: int) -> Point:
     """Measure one catalogue; to be run in a fresh process."""
     sids = catalogue.sids()
-    build = with_threads(SidTrie.build, num_threads)
+    build = partial(SidTrie.build, num_threads=num_threads)
     build(sids[:1])
     (trie, first), peak, _ = memory_of(lambda: timed(lambda: build(sids)))
     again = [seconds(lambda: build(sids)) for _ in range(4 if len(sids) <= 1_000_000 else 0)]

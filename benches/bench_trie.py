@@ -31,7 +31,7 @@ import numpy as np
 from catalogues import DRAWN, Catalogue
 from numpy.typing import NDArray
 from searches import Level, Size, depths_of, step_ms, walk
-from timing import fresh, median_ms, memory_of, peak_cell, ratio, say, table_head, table_row, timed, with_threads
+from timing import fresh, median_ms, memory_of, peak_cell, ratio, say, table_head, table_row, timed
 from ugr_fast import SidTrie
 
 COLUMNS = ("", "ugr-fast", "dict trie", "STATIC method", "dict trie, x", "STATIC, x")
@@ -41,7 +41,7 @@ DictTrie = dict[int, "DictTrie"]
 
 
 def own_trie(sids: NDArray[np.int64], num_threads: int) -> SidTrie:
-    return with_threads(SidTrie.build, num_threads)(sids)
+    return SidTrie.build(sids, num_threads=num_threads)
 
 
 def own_bytes(trie: SidTrie) -> int:

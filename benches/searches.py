@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from timing import median_ms_from, with_threads
+from timing import median_ms_from
 from ugr_fast import BeamSearch, SidTrie
 
 DEPTHS = (1, 2, 4)
@@ -56,7 +56,7 @@ def depths_of(trie: SidTrie) -> tuple[int, ...]:
 
 def walk(trie: SidTrie, vocabulary: int, size: Size, rng: np.random.Generator) -> Iterator[Level]:
     """Search with random log-probs, down to the last depth that is timed."""
-    search = with_threads(BeamSearch, size.num_threads)(trie, size.batch, size.num_beams)
+    search = BeamSearch(trie, size.batch, size.num_beams, num_threads=size.num_threads)
     totals = np.zeros((size.batch, 1), np.float32)
     for depth in range(max(depths_of(trie)) + 1):
         logprobs = random_logprobs(search.num_rows, vocabulary, rng)
@@ -84,7 +84,7 @@ def step_ms(trie: SidTrie, levels: list[Level], size: Size, repeats: int) -> flo
     """Median milliseconds of the last level's step; those before it are replayed untimed."""
 
     def replay() -> BeamSearch:
-        search = with_threads(BeamSearch, size.num_threads)(trie, size.batch, size.num_beams)
+        search = BeamSearch(trie, size.batch, size.num_beams, num_threads=size.num_threads)
         for level in levels[:-1]:
             search.step(level.logprobs)
         return search

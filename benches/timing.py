@@ -7,7 +7,6 @@ Peak memory is Linux's (`VmHWM` of /proc/self/status, set back just before the c
 from __future__ import annotations
 
 import gc
-import inspect
 import math
 import statistics
 import sys
@@ -89,16 +88,6 @@ def _resident(field: str) -> float:
         return math.nan
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024 / 1e6
-
-
-# ---- threads
-
-
-def with_threads(function: Callable[..., T], num_threads: int) -> Callable[..., T]:
-    """Pass `num_threads` to a function that has such an argument; others run on one."""
-    if "num_threads" not in inspect.signature(function).parameters:
-        return function
-    return lambda *arguments: function(*arguments, num_threads=num_threads)
 
 
 # ---- tables

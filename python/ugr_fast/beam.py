@@ -399,13 +399,7 @@ class BeamSearch:
         )
 
     def _checked(self, scores: NDArray[Any], over: str) -> NDArray[Any]:
-        if over not in ("vocabulary", "candidates"):
-            raise ValueError(f'`over` must be "vocabulary" or "candidates", got {over!r}')
-        if over == "candidates" and self.normalize not in (None, "allowed"):
-            raise ValueError(
-                f'`over` must be "vocabulary" to normalise over more than the allowed tokens, got {over!r}; '
-                "or pass log-probabilities"
-            )
+        check_over(over, self.normalize)
         scores = np.asarray(scores)
         expected = _DTYPES if self._totals is None else (self._totals.dtype,)
         if scores.dtype not in expected:
@@ -447,6 +441,21 @@ def check_filter(filter: Any, trie: Any, batch_size: int) -> None:
         raise ValueError("`filter` must be made by the trie that is searched; call `filter` of that one")
     if filter.num_rows not in (1, batch_size):
         raise ValueError(f"`filter` must have 1 row or `batch_size` {batch_size}, got {filter.num_rows} rows")
+
+
+def check_over(over: str, normalize: Normalizer | None) -> None:
+    """Refuse columns of candidates where more than these is normalised over.
+
+    Raises:
+        ValueError: it is so, or `over` is unknown.
+    """
+    if over not in ("vocabulary", "candidates"):
+        raise ValueError(f'`over` must be "vocabulary" or "candidates", got {over!r}')
+    if over == "candidates" and normalize not in (None, "allowed"):
+        raise ValueError(
+            f'`over` must be "vocabulary" to normalise over more than the allowed tokens, got {over!r}; '
+            "or pass log-probabilities"
+        )
 
 
 def is_normalizer(value: object) -> bool:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ugr_fast.arrays import at_least
-from ugr_fast.beam import check_filter, is_normalizer
+from ugr_fast.beam import check_filter, check_over, is_normalizer
 from ugr_fast.trie import SidTrie, _lists
 
 if TYPE_CHECKING:
@@ -556,13 +556,7 @@ class DeviceSearch:
     def _check_scores(self, scores: Tensor, over: str) -> None:
         if self.done:
             raise RuntimeError("`step` has nothing left to extend; the search is done, call `result`")
-        if over not in ("vocabulary", "candidates"):
-            raise ValueError(f'`over` must be "vocabulary" or "candidates", got {over!r}')
-        if over == "candidates" and self.normalize not in (None, "allowed"):
-            raise ValueError(
-                f'`over` must be "vocabulary" to normalise over more than the allowed tokens, got {over!r}; '
-                "or pass log-probabilities"
-            )
+        check_over(over, self.normalize)
         expected = (self._level.totals.dtype,) if self._moves else (torch.float32, torch.float64)
         if scores.dtype not in expected:
             allowed = " or ".join(str(dtype) for dtype in expected)
