@@ -114,15 +114,24 @@ pub enum Normalize {
     Live,
 }
 
+/// What random numbers are drawn from: row `i` of the batch draws as row `first_row + i` of a whole does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seed {
+    /// The seed.
+    pub seed: u64,
+    /// Where the rows stand in the batch that they are a part of.
+    pub first_row: u64,
+}
+
 /// How expansions are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Draw {
     /// The best by score.
     Best,
     /// The best by Gumbel-perturbed log-probability, conditioned on that of the parent.
-    Perturbed(u64),
+    Perturbed(Seed),
     /// One random child per beam.
-    Sampled(u64),
+    Sampled(Seed),
 }
 
 /// The beams of a batch, row-major `(batch, width)`.

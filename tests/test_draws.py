@@ -283,6 +283,18 @@ def test_a_row_depends_on_its_place_and_not_on_the_others(method):
 
 
 @pytest.mark.parametrize("method", ["sample", "stochastic"])
+def test_a_part_of_a_batch_draws_what_the_whole_does(method):
+    whole = draw(method, 3, batch_size=9, seed=5)
+    for first_row, batch_size in ((0, 4), (4, 3), (8, 1)):
+        part = draw(method, 3, batch_size=batch_size, seed=5, first_row=first_row)
+        rows = slice(first_row, first_row + batch_size)
+        fields = [(getattr(part, name), getattr(whole, name)) for name in FIELDS]
+        assert all(x is y or np.array_equal(x, y[rows]) for x, y in fields)
+    with pytest.raises(ValueError, match=r"`first_row` must lie in 0 \.\. 2\*\*31 - 1, got -1"):
+        draw(method, 3, first_row=-1)
+
+
+@pytest.mark.parametrize("method", ["sample", "stochastic"])
 @pytest.mark.parametrize("case", CASES)
 def test_columns_of_candidates_give_the_same_draws(method, case):
     search = BeamSearch(TRIE, 64, 3, method=method, **CASES[case])

@@ -81,14 +81,14 @@ class Filter:
 
 @final
 class StepRule:
-    # columns: normalise over these; live: over the live children; seed: None for no draws
+    # columns: normalise over these; live: over the live children; seed: of the draws and their first row, None for none
     def __new__(
         cls,
         num_beams: int,
         columns: tuple[int, int] | None,
         live: bool,
         sharpness: float,
-        seed: int | None,
+        seed: tuple[int, int] | None,
         perturb: bool,
         groups: int,
         diversity: float,

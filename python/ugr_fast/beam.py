@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     num_groups: int
     diversity: float
     seed: int
+    first_row: int
     num_threads: int
 
 
@@ -133,6 +134,7 @@ class BeamSearch:
             Scores stay as they are.
         seed: of the draws, 0 .. 2**64 - 1; give each request its own. The same seed, trie, filter, scores and
             position in the batch give the same result.
+        first_row: where the batch stands in a larger one, 0 .. 2**31 - 1: its rows draw what they would draw there.
         num_threads: threads that share the rows of the batch; the result does not depend on it.
 
     Raises:
@@ -165,6 +167,7 @@ class BeamSearch:
         num_groups: int = 1,
         diversity: float = 0.0,
         seed: int = 0,
+        first_row: int = 0,
         num_threads: int = 1,
     ) -> None:
         if not trie.prefix_free:
@@ -176,7 +179,8 @@ class BeamSearch:
         self.trie, self.batch_size, self.num_beams = trie, batch_size, num_beams
         self.filter, self.method, self.length_penalty = filter, method, length_penalty
         self.normalize: Normalizer | None = "allowed" if normalize is None and method != "beam" else normalize
-        self._temperature, self._seed, self._num_threads = temperature, seed, num_threads
+        self._temperature, self._num_threads = temperature, num_threads
+        self._seed, self._first_row = seed, first_row
         self._num_groups, self._diversity = num_groups, diversity
         check_filter(filter, trie, batch_size)
         self._filter_inner = None if filter is None else filter._inner
@@ -224,6 +228,7 @@ class BeamSearch:
                 f"divide `num_beams` {self.num_beams}, and be 1 for draws",
             ),
             ("seed", self._seed, 0 <= self._seed < 2**64, "lie in 0 .. 2**64 - 1"),
+            ("first_row", self._first_row, 0 <= self._first_row < 2**31, "lie in 0 .. 2**31 - 1"),
         ]
         for name, value, holds, rule in rules:
             if not holds:
@@ -236,10 +241,10 @@ class BeamSearch:
         being 0, and the estimate with `inclusion` would be biased: of two equally likely SIDs, K = 1, the
         estimate of 1 would have the mean -sqrt(e) / 2 * log(1 - 1 / sqrt(e)) = 0.769.
         """
-        shape = (self.batch_size, 1)
         if self.method != "stochastic":
-            return np.zeros(shape)
-        return np.random.default_rng(self._seed).gumbel(size=shape)
+            return np.zeros((self.batch_size, 1))
+        random = np.random.default_rng(self._seed)
+        return random.gumbel(size=(self._first_row + self.batch_size, 1))[self._first_row :]
 
     @property
     def width(self) -> int:
@@ -350,7 +355,7 @@ class BeamSearch:
             (0, num_columns) if self.normalize == "full" else columns,
             self.normalize == "allowed",
             1 / self._temperature,
-            None if self.method == "beam" else self._seed,
+            None if self.method == "beam" else (self._seed, self._first_row),
             self.method == "stochastic",
             self._num_groups,
             self._diversity,

@@ -87,6 +87,7 @@ def beam_search(
     num_groups: int = 1,
     diversity: float = 0.0,
     seed: int = 0,
+    first_row: int = 0,
     vocabulary: SidVocabulary | None = None,
     confidence: bool = False,
     engine: Literal["auto", "tree", "rows"] = "auto",
@@ -112,6 +113,7 @@ def beam_search(
         num_groups: groups of beams that choose one after the other, see `BeamSearch`.
         diversity: what keeps the groups apart, see `BeamSearch`.
         seed: of the draws.
+        first_row: where the prompts stand in a larger batch; they draw what they would draw there.
         vocabulary: needed for "sid" and for `confidence`.
         confidence: also run the confidence suffix on every beam.
         engine: "tree" computes each prompt and its beams as one tree, for models that attend to their whole context
@@ -149,6 +151,7 @@ def beam_search(
         num_groups=num_groups,
         diversity=diversity,
         seed=seed,
+        first_row=first_row,
     )
     parameter = next(model.parameters())
     runner = _engine(engine, model, input_ids.to(parameter.device), attention_mask.to(parameter.device), columns)

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::top::{Candidate, FINISHED, Top};
-use super::{Beams, Level, Normalize, Over, Rule, Score, is_valid};
+use super::{Beams, Level, Normalize, Over, Rule, Score, Seed, is_valid};
 use crate::filter::live_ranges;
 use crate::random::Stream;
 use crate::trie::{Children, NONE, Tokens};
@@ -247,7 +247,7 @@ impl<'a, S: Score> Origin<'a, S> {
         &self,
         entries: &[S],
         live: &mut Live<S>,
-        seed: u64,
+        seed: Seed,
         top: &mut Top<S>,
     ) -> Result<()> {
         if self.children.tokens.is_empty() {
@@ -286,7 +286,7 @@ impl<'a, S: Score> Origin<'a, S> {
         &self,
         entries: &[S],
         live: &mut Live<S>,
-        seed: u64,
+        seed: Seed,
     ) -> Result<Vec<(usize, Candidate<S>)>> {
         let draws = if self.width == 1 {
             0..self.rule.num_beams
@@ -313,8 +313,9 @@ impl<'a, S: Score> Origin<'a, S> {
         Ok(chosen.collect())
     }
 
-    fn noise(&self, seed: u64) -> Stream {
-        Stream::new(seed).at(self.row as u64).at(self.depth as u64)
+    fn noise(&self, seed: Seed) -> Stream {
+        let row = seed.first_row.wrapping_add(self.row as u64);
+        Stream::new(seed.seed).at(row).at(self.depth as u64)
     }
 
     /// Collects the live children and their scores.

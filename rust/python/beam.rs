@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::trie::{PyFilter, PySidTrie};
-use crate::beam::{Beams, Draw, Normalize, Over, Rule, Score, step};
+use crate::beam::{Beams, Draw, Normalize, Over, Rule, Score, Seed, step};
 
 type Table<'py, T> = Bound<'py, PyArray2<T>>;
 type Input<'py, T> = PyReadonlyArray2<'py, T>;
@@ -45,7 +45,7 @@ impl StepRule {
         columns: Option<(usize, usize)>,
         live: bool,
         sharpness: f64,
-        seed: Option<u64>,
+        seed: Option<(u64, u64)>,
         perturb: bool,
         groups: usize,
         diversity: f64,
@@ -58,8 +58,8 @@ impl StepRule {
         };
         let draw = match seed {
             None => Draw::Best,
-            Some(seed) if perturb => Draw::Perturbed(seed),
-            Some(seed) => Draw::Sampled(seed),
+            Some((seed, first_row)) if perturb => Draw::Perturbed(Seed { seed, first_row }),
+            Some((seed, first_row)) => Draw::Sampled(Seed { seed, first_row }),
         };
         Self {
             num_beams,
