@@ -8,14 +8,24 @@
 //! is exactly zero (no rounded mean to subtract), a large common offset costs no digits, and the sums never see
 //! the unscorable (NaN) rows: the others come out as if those rows were not there, bit for bit.
 //!
-//! Costs about four passes over a group that stays in the L1 cache, and one output. The sums run in four fixed
+//! Costs about five passes over a group that stays in the L1 cache, and one output. The sums run in four fixed
 //! lanes: with one, which waits for its own latency, the whole call took 1.5 times as long; eight gained nothing.
+//! Compiled for wide vectors as well, and chosen when it runs: 1.5 times as fast.
 //!
 //! Source: `DeepSeekMath` (arXiv 2402.03300) eq. 4; Dr. GRPO (2503.20783); RLOO (2402.14740).
 
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined is not compiled for the vector instructions of its caller"
+)]
+
+use std::ops::Range;
+use std::str::FromStr;
+
+use pulp::{Arch, Simd, WithSimd};
+
 use crate::float::Float;
 use crate::{Error, Result};
-use std::str::FromStr;
 
 /// Independent partial sums; fixed, so that a result never depends on the machine.
 const LANES: usize = 4;
@@ -55,6 +65,30 @@ impl FromStr for Scale {
     }
 }
 
+/// How centred rewards become advantages.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// What they are divided by.
+    pub scale: Scale,
+    /// Added to a standard deviation.
+    pub eps: f64,
+    /// 1 divides a variance by `n - 1`, 0 by `n`.
+    pub ddof: i64,
+}
+
+impl Rule {
+    pub(crate) fn check(self) -> Result<()> {
+        let Self { eps, ddof, .. } = self;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(Error::value("eps", 0, "must be finite and >= 0", eps));
+        }
+        if !(0..=1).contains(&ddof) {
+            return Err(Error::value("ddof", 0, "must be 0 or 1", ddof));
+        }
+        Ok(())
+    }
+}
+
 /// `(reward - mean) / scale` in every group `offsets[g]..offsets[g + 1]`.
 ///
 /// NaN rewards are left out and get 0; a group of one, or of equal rewards, gets exactly `+0.0`.
@@ -69,129 +103,183 @@ pub fn group_advantages<T: Float>(
     eps: f64,
     ddof: i64,
 ) -> Result<Vec<T>> {
-    check(rewards, eps, ddof)?;
+    let rule = Rule { scale, eps, ddof };
+    rule.check()?;
     let bounds = bounds(offsets, rewards.len())?;
-    let mut values = Vec::new();
-    let batch = if scale == Scale::Batch {
-        centre(rewards, &mut values);
-        deviation(&values, mean(&values), ddof)
-    } else {
-        0.0
-    };
-    let mut advantages = vec![T::nearest(0.0); rewards.len()];
-    for pair in bounds.windows(2) {
-        let group = &rewards[pair[0]..pair[1]];
-        centre(group, &mut values);
-        if values.iter().all(|&value| value == 0.0) {
-            continue;
+    of_groups(
+        rewards,
+        bounds.windows(2).map(|pair| pair[0]..pair[1]),
+        rule,
+    )
+}
+
+/// [`group_advantages`] of groups that are known to lie within the rewards, under a rule that has been checked.
+pub(crate) fn of_groups<T: Float>(
+    rewards: &[T],
+    groups: impl Iterator<Item = Range<usize>>,
+    rule: Rule,
+) -> Result<Vec<T>> {
+    Arch::new().dispatch(Advantages {
+        rewards,
+        groups,
+        rule,
+    })
+}
+
+/// The work of [`of_groups`], compiled once for every set of vector instructions. Lanes and order are written
+/// out and nothing is fused, so that all of them give the same bits.
+struct Advantages<'a, T, I> {
+    rewards: &'a [T],
+    groups: I,
+    rule: Rule,
+}
+
+impl<T: Float, I: Iterator<Item = Range<usize>>> WithSimd for Advantages<'_, T, I> {
+    type Output = Result<Vec<T>>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Result<Vec<T>> {
+        let Self {
+            rewards,
+            groups,
+            rule,
+        } = self;
+        check(rewards)?;
+        let mut values = Vec::new();
+        let mut batch = 0.0;
+        if rule.scale == Scale::Batch {
+            centre(rewards, &mut values);
+            batch = deviation(&values, mean(&values), rule.ddof);
         }
-        let (n, mean) = (values.len() as f64, mean(&values));
-        let divisor = match scale {
-            Scale::Std => deviation(&values, mean, ddof) + eps,
-            Scale::None => 1.0,
-            Scale::LeaveOneOut => (n - 1.0) / n,
-            Scale::Batch => batch + eps,
-        };
-        let scaled = values
-            .iter()
-            .map(|value| T::nearest((value - mean) / divisor));
-        scatter(scaled, group, &mut advantages[pair[0]..pair[1]]);
+        let mut advantages = vec![T::nearest(0.0); rewards.len()];
+        for range in groups {
+            let (group, out) = (&rewards[range.clone()], &mut advantages[range]);
+            centre(group, &mut values);
+            if any(&values, |value| value != 0.0) {
+                let mean = mean(&values);
+                let divisor = divisor(&values, mean, rule, batch);
+                let advantage = |value| T::nearest((value - mean) / divisor);
+                scatter(&values, advantage, group, out);
+            }
+        }
+        Ok(advantages)
     }
-    Ok(advantages)
 }
 
 /// The scorable rewards of a group, less the first of them.
+#[inline(always)]
 fn centre<T: Float>(group: &[T], values: &mut Vec<f64>) {
     values.clear();
     if let Some(&first) = group.iter().find(|reward| !is_nan(**reward)) {
         values.extend(group.iter().map(|&reward| reward.into() - first.into()));
-        values.retain(|value| !value.is_nan());
+        if any(values, f64::is_nan) {
+            values.retain(|value| !value.is_nan());
+        }
     }
 }
 
-/// Writes the values of the scorable rewards to their places.
-fn scatter<T: Float>(mut scaled: impl ExactSizeIterator<Item = T>, group: &[T], out: &mut [T]) {
-    if scaled.len() == group.len() {
-        return out
-            .iter_mut()
-            .zip(scaled)
-            .for_each(|(slot, value)| *slot = value);
+#[inline(always)]
+fn divisor(values: &[f64], mean: f64, rule: Rule, batch: f64) -> f64 {
+    let n = values.len() as f64;
+    match rule.scale {
+        Scale::Std => deviation(values, mean, rule.ddof) + rule.eps,
+        Scale::None => 1.0,
+        Scale::LeaveOneOut => (n - 1.0) / n,
+        Scale::Batch => batch + rule.eps,
     }
-    for (slot, _) in out
+}
+
+/// Writes the advantages of the scorable rewards to their places.
+#[inline(always)]
+fn scatter<T: Float>(values: &[f64], advantage: impl Fn(f64) -> T, group: &[T], out: &mut [T]) {
+    if values.len() == group.len() {
+        for (slot, &value) in out.iter_mut().zip(values) {
+            *slot = advantage(value);
+        }
+        return;
+    }
+    let scorable = out
         .iter_mut()
         .zip(group)
-        .filter(|(_, reward)| !is_nan(**reward))
-    {
-        *slot = scaled.next().unwrap_or(*slot);
+        .filter(|(_, reward)| !is_nan(**reward));
+    for ((slot, _), &value) in scorable.zip(values) {
+        *slot = advantage(value);
     }
 }
 
+#[inline(always)]
 fn is_nan<T: Float>(reward: T) -> bool {
     reward.into().is_nan()
 }
 
+/// Without an early exit, so that it vectorises.
+#[inline(always)]
+pub(crate) fn any<V: Copy>(values: &[V], holds: impl Fn(V) -> bool) -> bool {
+    let mut found = false;
+    for &value in values {
+        found |= holds(value);
+    }
+    found
+}
+
+#[inline(always)]
 fn mean(values: &[f64]) -> f64 {
     sum(values, |value| value) / values.len() as f64
 }
 
 /// Standard deviation, 0 if there are fewer than two values.
+#[inline(always)]
 fn deviation(values: &[f64], mean: f64, ddof: i64) -> f64 {
     if values.len() < 2 {
         return 0.0;
     }
-    let root = |unit: f64| {
-        let squares = sum(values, |value| ((value - mean) / unit).powi(2));
-        unit * (squares / (values.len() as f64 - ddof as f64)).sqrt()
-    };
-    let deviation = root(1.0);
+    let root = |squares: f64| (squares / (values.len() as f64 - ddof as f64)).sqrt();
+    let deviation = root(sum(values, |value| (value - mean).powi(2)));
     if deviation > 1e-140 {
         return deviation;
     }
     // Squares of tiny differences underflow: measure them in units of the largest.
     let largest = values.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-    if largest > 0.0 { root(largest) } else { 0.0 }
+    let in_units = || root(sum(values, |value| ((value - mean) / largest).powi(2)));
+    if largest > 0.0 {
+        largest * in_units()
+    } else {
+        0.0
+    }
 }
 
+#[inline(always)]
 fn sum(values: &[f64], term: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    fold(values, 0.0, |sum, value| sum + term(value))
+        .into_iter()
+        .sum()
+}
+
+/// A fold in each of [`LANES`] lanes.
+#[inline(always)]
+pub(crate) fn fold(values: &[f64], start: f64, step: impl Fn(f64, f64) -> f64) -> [f64; LANES] {
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(value);
+            *lane = step(*lane, value);
         }
     }
     for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += term(value);
+        *lane = step(*lane, value);
     }
-    lanes.iter().sum()
+    lanes
 }
 
-fn check<T: Float>(rewards: &[T], eps: f64, ddof: i64) -> Result<()> {
-    let value = |name, index, rule, got: String| {
-        Err(Error::Value {
-            name,
-            index,
-            rule,
-            got,
-        })
-    };
-    if !(eps.is_finite() && eps >= 0.0) {
-        return value("eps", 0, "must be finite and >= 0", eps.to_string());
+#[inline(always)]
+fn check<T: Float>(rewards: &[T]) -> Result<()> {
+    let refused = |reward: T| reward.into().abs() > LARGEST;
+    if !any(rewards, refused) {
+        return Ok(());
     }
-    if !(0..=1).contains(&ddof) {
-        return value("ddof", 0, "must be 0 or 1", ddof.to_string());
-    }
-    let refused = |&reward: &T| reward.into().abs() > LARGEST;
-    if !rewards
-        .iter()
-        .fold(false, |any, reward| any | refused(reward))
-    {
-        return Ok(()); // no early exit, so that it vectorises
-    }
-    let index = rewards.iter().position(refused).unwrap_or(0);
+    let index = rewards.iter().position(|&r| refused(r)).unwrap_or(0);
     let rule = "must be finite, at most 1e37 in size, or NaN for a candidate that cannot be scored";
-    value("rewards", index, rule, rewards[index].into().to_string())
+    Err(Error::value("rewards", index, rule, rewards[index].into()))
 }
 
 fn bounds(offsets: &[i64], len: usize) -> Result<Vec<usize>> {

@@ -9,6 +9,7 @@
 //! | [`random`] | noise that is a function of where it is used |
 //! | [`packing`] | a prompt and its candidates as one depth-first row |
 //! | [`advantage`] | group statistics and group-relative advantages |
+//! | [`reward`] | UGR's rewards and weights, alone or in one call with the advantages |
 //! | [`calibration`] | calibration bins, equal width and equal mass |
 //! | [`float`] | `f32` and `f64`, for the kernels that take both |
 //! | [`ints`] | whole numbers in the narrower of two types |
@@ -30,6 +31,7 @@ mod parallel;
 #[cfg(feature = "python")]
 mod python;
 pub mod random;
+pub mod reward;
 pub mod trie;
 
 pub use error::{Error, Result};

@@ -1332,7 +1332,7 @@ mod logsumexp {
     }
 }
 
-// ---- packing, advantages, calibration
+// ---- packing, advantages, rewards, calibration
 
 mod packing {
     use std::collections::BTreeSet;
@@ -1490,6 +1490,202 @@ mod advantage {
                 }
             }
         }
+
+        #[test]
+        fn an_empty_group_is_none(rewards in vec(-2.0_f64..2.0, 3..9), at in 0_usize..3) {
+            let len = i64::try_from(rewards.len()).expect("short");
+            let plain = [0, 2, len];
+            let mut offsets = plain.to_vec();
+            offsets.insert(at, plain[at]);
+            for scale in SCALES {
+                let advantages = |offsets| group_advantages(&rewards, offsets, scale, 0.0, 1);
+                prop_assert_eq!(advantages(&offsets), advantages(&plain));
+            }
+        }
+    }
+
+    #[test]
+    fn offsets_out_of_order_or_out_of_range_are_refused() {
+        let refused =
+            |offsets: &[i64]| group_advantages(&[1.0, 0.0], offsets, Scale::Std, 0.0, 1).is_err();
+        for offsets in [
+            &[][..],
+            &[0],
+            &[0, 1],
+            &[1, 2],
+            &[0, 3],
+            &[0, 2, 1, 2],
+            &[0, -1, 2],
+            &[0, i64::MAX, 2],
+        ] {
+            assert!(refused(offsets), "{offsets:?}");
+        }
+    }
+}
+
+mod reward {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use ugr_fast::Error;
+    use ugr_fast::advantage::{Rule, Scale, group_advantages};
+    use ugr_fast::reward::{
+        Candidates, Difficulty, Groups, Settings, difficulty_weight, signal, uncertainty_weighted,
+    };
+
+    const SETTINGS: Settings = Settings {
+        by_length: true,
+        temperature: 0.5,
+        kind: Difficulty::Rank,
+        alpha_min: 0.25,
+        rule: Rule {
+            scale: Scale::Std,
+            eps: 1e-4,
+            ddof: 1,
+        },
+    };
+    const KINDS: [Difficulty; 3] = [
+        Difficulty::Rank,
+        Difficulty::Discount,
+        Difficulty::Probability,
+    ];
+
+    /// One group of which all are present.
+    fn group<'a>(scores: &'a [f64], hits: &'a [bool]) -> Groups<'a, f64> {
+        let (shape, lengths, present) = ([1, scores.len()], None, None);
+        Groups {
+            shape,
+            scores,
+            hits,
+            lengths,
+            present,
+        }
+    }
+
+    /// Depth, groups, tokens of targets and then of candidates, scores; depths with and without a loop of their own.
+    fn batches() -> impl Strategy<Value = (usize, usize, Vec<i64>, Vec<f32>)> {
+        (1_usize..7, 1_usize..5, 1_usize..12).prop_flat_map(|(depth, rows, size)| {
+            let tokens = vec(-1_i64..2, (size + 1) * rows * depth);
+            let score =
+                prop_oneof![4 => -9.0_f32..0.0, 1 => Just(f32::NEG_INFINITY), 1 => Just(-1.0)];
+            (Just(depth), Just(rows), tokens, vec(score, rows * size))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_exponential_is_exact_to_the_last_digits(x in prop_oneof![-1.0_f64..0.0, -40.0..0.0, -700.0..0.0]) {
+            let rewards = uncertainty_weighted(group(&[0.0, 0.0, x], &[true, false, false]), 1.0).expect("valid");
+            let share = x.exp() / (1.0 + x.exp());
+            prop_assert!((rewards[2] + share).abs() <= 2e-15 * share, "{} {}", rewards[2], share);
+        }
+
+        #[test]
+        fn one_call_is_the_four((depth, rows, tokens, scores) in batches(), by_length: bool) {
+            let (target, tokens) = tokens.split_at(rows * depth);
+            let size = scores.len() / rows;
+            let candidate = |i: usize| &tokens[i * depth..(i + 1) * depth];
+            let length = |i| candidate(i).iter().filter(|&&token| token >= 0).count();
+            let all = || 0..scores.len();
+            let present: Vec<bool> = all().map(|i| length(i) > 0).collect();
+            let goal = |i| &target[i / size * depth..(i / size + 1) * depth];
+            let hits: Vec<bool> = all().map(|i| present[i] && candidate(i) == goal(i)).collect();
+            let lengths: Vec<f64> = all().map(|i| if by_length { length(i) as f64 } else { 1.0 }).collect();
+            let groups = Groups {
+                shape: [rows, size],
+                scores: &scores,
+                hits: &hits,
+                lengths: Some(&lengths),
+                present: Some(&present),
+            };
+            let rewards = uncertainty_weighted(groups, SETTINGS.temperature).expect("valid");
+            let offsets: Vec<i64> = (0..=rows).map(|row| (row * size) as i64).collect();
+            for kind in KINDS {
+                let settings = Settings { by_length, kind, ..SETTINGS };
+                let candidates = Candidates { shape: [rows, size, depth], tokens, target, mask: None };
+                let got = signal(candidates, &scores, settings).expect("valid");
+                let weight = difficulty_weight(Groups { lengths: None, ..groups }, kind, settings.alpha_min);
+                let advantages = group_advantages(&rewards, &offsets, Scale::Std, 1e-4, 1);
+                prop_assert_eq!(&got.hits, &hits);
+                prop_assert_eq!(bits(&got.rewards), bits(&rewards));
+                prop_assert_eq!(got.weight, weight.expect("valid"));
+                prop_assert_eq!(bits(&got.advantages), bits(&advantages.expect("valid")));
+            }
+        }
+
+        #[test]
+        fn anything_is_rewarded_or_refused(
+            shape in [0_usize..4, 0..4, 0..4],
+            tokens in vec(any::<i64>(), 0..28),
+            target in vec(any::<i64>(), 0..10),
+            scores in vec(any::<f64>(), 0..10),
+            hits in vec(any::<bool>(), 0..10),
+            temperature: f64,
+            alpha_min: f64,
+        ) {
+            let [rows, size, depth] = shape;
+            let fit = |len: usize, needed: usize| if len > needed { needed } else { len };
+            let scores = &scores[..fit(scores.len(), rows * size)];
+            let hits = &hits[..fit(hits.len(), rows * size)];
+            let candidates = Candidates {
+                shape,
+                tokens: &tokens[..fit(tokens.len(), rows * size * depth)],
+                target: &target[..fit(target.len(), rows * depth)],
+                mask: Some(hits),
+            };
+            let groups = Groups { shape: [rows, size], scores, hits, lengths: Some(scores), present: Some(hits) };
+            let _ = uncertainty_weighted(groups, temperature); // no panic
+            for kind in KINDS {
+                let _ = difficulty_weight(groups, kind, alpha_min);
+                let _ = signal(candidates, scores, Settings { temperature, kind, alpha_min, ..SETTINGS });
+            }
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    #[test]
+    fn a_share_too_small_for_a_normal_number_is_zero() {
+        for x in [-709.0, -1e300, f64::NEG_INFINITY] {
+            let scores = [0.0, 0.0, x];
+            let groups = group(&scores, &[true, false, false]);
+            let rewards = uncertainty_weighted(groups, 1.0).expect("valid");
+            assert_eq!(rewards, [1.0, -1.0, 0.0]);
+            assert_eq!(rewards[2].to_bits(), 0);
+        }
+    }
+
+    #[test]
+    fn refuses_a_size_that_overflows() {
+        let shape = [usize::MAX, 2];
+        let groups = Groups::<f64> {
+            shape,
+            ..group(&[], &[])
+        };
+        assert!(matches!(
+            uncertainty_weighted(groups, 1.0),
+            Err(Error::Length { .. })
+        ));
+        assert!(matches!(
+            difficulty_weight(groups, Difficulty::Rank, 0.0),
+            Err(Error::Length { .. })
+        ));
+        let candidates = Candidates {
+            shape: [1 << 40, 1 << 40, 1],
+            tokens: &[],
+            target: &[],
+            mask: None,
+        };
+        assert!(matches!(
+            signal::<f32>(candidates, &[], SETTINGS),
+            Err(Error::Length { .. })
+        ));
+        let wide = Candidates {
+            shape: [0, usize::MAX, 1],
+            ..candidates
+        };
+        assert!(signal::<f32>(wide, &[], SETTINGS).is_ok_and(|signal| signal.hits.is_empty()));
     }
 }
 

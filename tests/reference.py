@@ -85,12 +85,64 @@ def uncertainty_weighted(hits, scores, temperature=1.0):
     ]
 
 
-def difficulty_weight(hits, scores, alpha_min=0.0):
-    order = sorted(range(len(hits)), key=lambda i: (-scores[i], i))
-    ranks = [rank for rank, i in enumerate(order) if hits[i]]
-    if not ranks:
+def difficulty_weight(hits, scores, alpha_min=0.0, kind="rank"):
+    """One group without absent candidates."""
+    if not any(hits):
         return 1.0
-    return alpha_min + (1 - alpha_min) * (ranks[0] / (len(hits) - 1) if len(hits) > 1 else 0.0)
+    order = sorted(range(len(hits)), key=lambda i: (-scores[i], i))
+    rank, last = min(rank for rank, i in enumerate(order) if hits[i]), len(hits) - 1
+    if kind == "probability":
+        kept = [s for s in scores if s != -math.inf]
+        terms = [math.exp(s - max(kept)) for s in scores] if kept else [0.0]
+        own = math.fsum(t for t, hit in zip(terms, hits, strict=False) if hit)
+        difficulty = 1 - own / (math.fsum(terms) or 1)
+    elif last == 0:
+        difficulty = 0.0
+    elif kind == "rank":
+        difficulty = rank / last
+    else:
+        difficulty = (1 - 1 / math.log2(rank + 2)) / (1 - 1 / math.log2(last + 2))
+    return alpha_min + (1 - alpha_min) * difficulty
+
+
+def prefix_match(candidate, target):
+    """Of tuples without padding."""
+    shared = 0
+    while shared < min(len(candidate), len(target)) and candidate[shared] == target[shared]:
+        shared += 1
+    return shared / max(len(candidate), len(target), 1)
+
+
+def ndcg(hits):
+    """One group without absent candidates."""
+    discounts = [1 / math.log2(i + 2) for i in range(len(hits))]
+    return [0.0 if hit or not any(hits) else -d / sum(discounts) for hit, d in zip(hits, discounts, strict=True)]
+
+
+def weighted_sum(rewards, weights, missing):
+    """One candidate; NaN is missing."""
+    there = [(Fraction(r), Fraction(w)) for r, w in zip(rewards, weights, strict=True) if r == r and w]
+    if not there:
+        return math.nan
+    total = sum(r * w for r, w in there)
+    renormalised = total * sum(map(Fraction, weights)) / sum(w for _, w in there)
+    return float(renormalised if missing == "renormalise" else total)
+
+
+def importance_weighted(rewards, probabilities, inclusion, normalize):
+    """One group, in exact arithmetic, as the sums of the papers are written."""
+    kept = [i for i, r in enumerate(rewards) if r == r]
+    r, p, q = ([Fraction(x) if x == x else None for x in xs] for xs in (rewards, probabilities, inclusion))
+    mass = sum(p[i] / q[i] for i in kept)
+    baseline = sum(p[i] / q[i] * r[i] for i in kept)
+    advantages = [0.0] * len(r)
+    for i in kept:
+        if normalize:
+            own_mass = mass - p[i] / q[i] + p[i]
+            advantages[i] = float(p[i] / q[i] / own_mass * (r[i] - baseline / mass))
+        else:
+            advantages[i] = float(p[i] / q[i] * (r[i] * (1 - p[i] + p[i] / q[i]) - baseline))
+    return advantages
 
 
 def width_bin(confidence, bins, dtype):
@@ -229,6 +281,67 @@ def confidence_logit(model, prompt, sid, vocabulary):
     """z_positive - z_negative after the suffix of one candidate, from one unpacked sequence."""
     logits = model(torch.tensor([[*prompt, *sid, *vocabulary.suffix]])).logits[0, -1]
     return logits[vocabulary.positive] - logits[vocabulary.negative]
+
+
+def branching_entropy(model, prompt, candidates, sids):
+    """One group: mean over the prefixes that its candidates pass and that branch, of the entropy over the branches."""
+    prefixes = {sid[:depth] for sid in candidates for depth in range(len(sid))}
+    entropies = []
+    for prefix in sorted(prefixes):
+        children = trie_children(sids, prefix)
+        if len(children) > 1:
+            logprobs = next_logprobs(model, [*prompt, *prefix], children)
+            entropies.append(-sum(logprob.exp() * logprob for logprob in logprobs.values()).item())
+    return sum(entropies) / len(entropies) if entropies else 0.0
+
+
+# ---- losses: a batch is a list of groups, a group its present candidates (A, [(log p, old log p), ...])
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def ratios(pairs, loss):
+    """The ratio that each token's loss sees."""
+    moved = [new - old for new, old in pairs]
+    if loss == "gspo":
+        moved = [mean(moved)] * len(moved)
+    return [math.exp(min(difference, 20.0)) for difference in moved]
+
+
+def token_losses(advantage, pairs, loss, low, high, delta=math.inf):
+    """The loss of every token of one candidate."""
+    if loss == "cispo":
+        return [-min(r, high) * advantage * new for r, (new, _) in zip(ratios(pairs, loss), pairs, strict=True)]
+    return [-min(min(r, delta) * advantage, max(low, min(r, high)) * advantage) for r in ratios(pairs, loss)]
+
+
+def policy_loss(batch, loss, length, low, high, delta=math.inf):
+    """The loss of a batch whose candidates have at most `length` tokens."""
+    tokens = [[token_losses(*candidate, loss, low, high, delta) for candidate in group] for group in batch]
+    if loss in ("dapo", "cispo"):
+        every = [value for group in tokens for values in group for value in values]
+        return mean(every)
+    if loss == "dr_grpo":
+        return mean(mean(sum(values) / length for values in group) for group in tokens)
+    return mean(mean(mean(values) for values in group) for group in tokens)
+
+
+def clip_share(group, loss, low, high):
+    """One group."""
+    held = []
+    for advantage, pairs in group:
+        row = [(advantage < 0 and r < low) or (advantage > 0 and r > high) for r in ratios(pairs, loss)]
+        held += row[:1] if loss == "gspo" else row
+    return mean(held)
+
+
+def kl(group):
+    """One group; here a pair is (log p, reference log p)."""
+    distances = [[min(other - new, 20.0) for new, other in pairs] for _, pairs in group]
+    return mean(mean(math.expm1(d) - d for d in row) for row in distances)
 
 
 # ---- trie, filters and changes

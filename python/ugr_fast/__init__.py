@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
-from ugr_fast.advantages import group_advantages
+from ugr_fast.advantages import group_advantages, importance_weighted_advantages
 from ugr_fast.beam import BeamResult, BeamSearch, beam_search
 from ugr_fast.packing import Packed, pack_prefixes
 from ugr_fast.trie import Filter, SidTrie
@@ -30,6 +30,7 @@ __all__ = [
     "SidTrie",
     "beam_search",
     "group_advantages",
+    "importance_weighted_advantages",
     "pack_prefixes",
 ]
 

@@ -10,14 +10,23 @@ __all__ = [
     "SidTrie",
     "StepRule",
     "calibration_bins",
+    "difficulty_weight_f32",
+    "difficulty_weight_f64",
     "group_advantages_f32",
     "group_advantages_f64",
     "log_sum_exp",
     "pack_prefixes",
+    "ugr_signal_f32",
+    "ugr_signal_f64",
+    "uncertainty_weighted_f32",
+    "uncertainty_weighted_f64",
 ]
 
 _Ints: TypeAlias = NDArray[np.int64]
 _Uints: TypeAlias = NDArray[np.uint32]
+_Bools: TypeAlias = NDArray[np.bool_]
+_Singles: TypeAlias = NDArray[np.float32]
+_Doubles: TypeAlias = NDArray[np.float64]
 _Narrow: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
 # ---- trie
@@ -161,6 +170,46 @@ def group_advantages_f32(
 def group_advantages_f64(
     rewards: NDArray[np.float64], offsets: _Ints, scale: str, eps: float, ddof: int
 ) -> NDArray[np.float64]: ...
+
+# ---- reward: hits, scores, lengths, mask (B, G) -> rewards (B * G,), weight (B,); tokens (B, G, L), target (B, L),
+# scores, mask (B, G) -> hits, rewards (B * G,), weight (B,), advantages (B * G,)
+
+def uncertainty_weighted_f32(
+    hits: _Bools, scores: _Singles, lengths: _Doubles | None, temperature: float, mask: _Bools | None
+) -> _Singles: ...
+def difficulty_weight_f32(
+    hits: _Bools, scores: _Singles, kind: str, alpha_min: float, mask: _Bools | None
+) -> _Singles: ...
+def ugr_signal_f32(
+    tokens: _Ints,
+    target: _Ints,
+    scores: _Singles,
+    mask: _Bools | None,
+    by_length: bool,
+    temperature: float,
+    kind: str,
+    alpha_min: float,
+    scale: str,
+    eps: float,
+) -> tuple[_Bools, _Singles, _Singles, _Singles]: ...
+def uncertainty_weighted_f64(
+    hits: _Bools, scores: _Doubles, lengths: _Doubles | None, temperature: float, mask: _Bools | None
+) -> _Doubles: ...
+def difficulty_weight_f64(
+    hits: _Bools, scores: _Doubles, kind: str, alpha_min: float, mask: _Bools | None
+) -> _Doubles: ...
+def ugr_signal_f64(
+    tokens: _Ints,
+    target: _Ints,
+    scores: _Doubles,
+    mask: _Bools | None,
+    by_length: bool,
+    temperature: float,
+    kind: str,
+    alpha_min: float,
+    scale: str,
+    eps: float,
+) -> tuple[_Bools, _Doubles, _Doubles, _Doubles]: ...
 
 # ---- calibration: confidence, correct (N,) -> lower, upper, count, confidence, accuracy (bins,), Brier score
 

@@ -4,6 +4,7 @@ mod advantage;
 mod beam;
 mod calibration;
 mod packing;
+mod reward;
 mod trie;
 
 use pyo3::exceptions::{PyMemoryError, PyValueError};
@@ -30,6 +31,12 @@ mod _core {
     use super::calibration::calibration_bins;
     #[pymodule_export]
     use super::packing::pack_prefixes;
+    #[pymodule_export]
+    use super::reward::{difficulty_weight_f32, difficulty_weight_f64};
+    #[pymodule_export]
+    use super::reward::{ugr_signal_f32, ugr_signal_f64};
+    #[pymodule_export]
+    use super::reward::{uncertainty_weighted_f32, uncertainty_weighted_f64};
     #[pymodule_export]
     use super::trie::{PyFilter, PySidTrie};
 }
