@@ -91,7 +91,8 @@ def add_model_options(parser):
 
 
 def describe(options):
-    return (
-        f"P {options.prompt}, G {options.group}, L {DEPTH}, B {options.batch}, {options.num_items} items, "
-        f"{options.codes} codes per level, median of {options.repeats}"
-    )
+    return f"P {options.prompt}, G {options.group}, L {DEPTH}, {describe_catalogue(options)}"
+
+
+def describe_catalogue(options):
+    return f"B {options.batch}, {options.num_items} items, {options.codes} codes per level, median of {options.repeats}"
