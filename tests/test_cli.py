@@ -36,7 +36,7 @@ def test_every_step_writes_what_it_says(pipeline):
         "data": "items.parquet train.parquet valid.parquet test.parquet meta.json",
         "sids": "sids.parquet vectors.safetensors meta.json",
         "sft": "config.json vocabulary.json codes.safetensors items.json metrics.jsonl best.json SHA256SUMS "
-        "checkpoints eval-valid.json eval-test.json",
+        "checkpoints tensorboard eval-valid.json eval-test.json",
     }
     files["rl"] = files["sft"]
     for folder, names in files.items():
@@ -376,6 +376,8 @@ SFT_SETTINGS = [
     (["--warm-start", -1], "`warm_start` must be a finite number, 0 or more"),
     (["--muon-lr", -1], "`muon_lr` must be a finite number, 0 or more"),
     (["--patience", -1], "`patience` must be 0 or more"),
+    (["--lora", -1], "`lora` must be 0 or more"),
+    (["--lora", 4], "`lora` must be 0 for a decoder from scratch, got 4; give a `model` to adapt"),
     (["--data", "/nowhere"], "/nowhere/items.parquet does not exist"),
     (["--sids", "/nowhere"], "/nowhere/sids.parquet does not exist"),
 ]
@@ -383,7 +385,7 @@ RL_SETTINGS = [
     *SETTINGS,
     (["--updates", 0], "`updates` must be at least 1"),
     (["--group", 0], "`group` must be at least 1"),
-    (["--micro-batch-size", 0], "`micro_batch_size` must be at least 1"),
+    (["--micro-batch-size", -1], "`micro_batch_size` must be 0 or more"),
     (["--inner-updates", 0], "`inner_updates` must be at least 1"),
     (["--clip", 0], "`clip` must be a finite number above 0"),
     (["--rollout", "sample"], "`normalize` must be allowed, what `rollout` sample draws from, got full"),
@@ -392,6 +394,21 @@ RL_SETTINGS = [
     (["--gamma", -0.5], r"`gamma` must be in \[0, 1\]"),
     (["--beta", -1], "`beta` must be a finite number, 0 or more"),
     (["--lambda-wrong", "nan"], "`lambda_wrong` must be a finite number"),
+    (["--lora-alpha", 0], "`lora_alpha` must be at least 1"),
+    (["--scale", "importance"], "`scale` must be importance for draws without replacement alone; take `rollout` stoch"),
+    (["--loss", "cispo"], "`clip_high` must be given with `loss` cispo, the largest ratio; 5 is usual, got None"),
+    (["--clip-high", -1], "`clip_high` must be a finite number, 0 or more, got -1"),
+    (["--delta", 0], "`delta` must be a finite number above 0, got 0"),
+    (["--delta", 1.2], "`delta` must be above the upper clip bound, 1 . `clip_high`, got 1.2"),
+    (["--attention", "flex", "--recompute"], "`attention` must be sdpa with `recompute`, got flex"),
+    (["--attention", "flex"], "`attention` must be"),
+    (["--reward", "matches"], '`reward` must be uncertainty_weighted, ranking, .* "match . 0.3.similarity", got'),
+    (["--reward", "match + match"], "`reward` must be uncertainty_weighted, .* got 'match . match'"),
+    (["--reward", "x*match"], "`reward` must be uncertainty_weighted, .* got 'x.match'"),
+    (["--reward", "no_such_module:f"], "`reward` no_such_module:f must name a function in a module on Python's path"),
+    (["--reward", "similarity"], "`embeddings` must be given with the reward similarity, and not without it, got None"),
+    (["--embeddings", "/nowhere.npy"], "`embeddings` must be given with the reward similarity, and not without it"),
+    (["--reward", "similarity", "--embeddings", "/nowhere.npy"], "/nowhere.npy"),
     (["--history", 9], "`history` must be that of the fine-tuned run, 10, got 9"),
     (["--run", "/nowhere"], "/nowhere/config.json does not exist; `ugr-fast sft` makes it"),
 ]

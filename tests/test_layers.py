@@ -15,7 +15,7 @@ PACKAGE = Path(ugr_fast.__file__).parent
 LAYERS = {
     0: "_core",
     1: "arrays files progress configs trie beam packing advantages rewards metrics data baselines",
-    2: "model engines decode device losses sids",
+    2: "model engines decode device losses sids lora team",
     3: "run recommend",
     4: "sft rl evaluate",
     5: "report demo cli",

@@ -12,11 +12,14 @@ from ugr_fast.model import (
     Catalogue,
     SidVocabulary,
     confidence_logit,
+    flex_available,
     head_columns,
     head_logits,
     hidden_states,
+    packed_hidden_states,
     takes_pattern,
 )
+from ugr_fast.packing import pack_prefixes
 from ugr_fast.trie import SidTrie
 
 histories = st.lists(st.integers(0, 29), min_size=1, max_size=8)
@@ -137,6 +140,73 @@ def test_flash_attention_takes_no_pattern():
     model = tiny.model(tiny.catalogue().vocabulary)
     model.config._attn_implementation = "flash_attention_2"
     assert not takes_pattern(model)
+
+
+def trees(lengths, group=4, seed=0):
+    """Packed prompts of random tokens, so long, each with `group` candidates of three tokens that share some."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(1, 20, size=length) for length in lengths]
+    return pack_prefixes(prompts, rng.integers(5, 8, size=(len(lengths), group, 3)), suffix=[2])
+
+
+SHAPES = [(1,), (5, 2), (128,), (150, 3, 119), (300, 299)]  # below, at and above one block of 128
+UNCOMPILED = "ignore:flex_attention called without torch.compile"
+
+
+@pytest.mark.filterwarnings(UNCOMPILED)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama", "granite"])
+def test_flex_attention_equals_sdpa(name):
+    model = tiny.model(tiny.catalogue().vocabulary, name)  # float64; two query heads for each key
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for lengths in SHAPES:
+            packed = trees(lengths)
+            ours, theirs = (packed_hidden_states(model, packed, way) for way in ("flex", "sdpa"))
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+            assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_compiled_flex_attention_equals_sdpa(name):
+    model = tiny.model(tiny.catalogue().vocabulary, name).float()
+    with torch.no_grad():
+        for lengths in SHAPES:
+            packed = trees(lengths)
+            ours, theirs = (packed_hidden_states(model, packed, way) for way in ("flex", "sdpa"))
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not flex_available("cuda") or not torch.cuda.is_available(), reason="needs an accelerator")
+def test_gradients_through_flex_attention_equal_those_through_sdpa():
+    config = tiny.ARCHITECTURES["qwen3"](20)
+    config.head_dim = 16  # the least that its kernels take
+    model = transformers.AutoModelForCausalLM.from_config(config).cuda()
+    for lengths in SHAPES:
+        gradients = []
+        for way in ("flex", "sdpa"):
+            model.zero_grad()
+            packed_hidden_states(model, trees(lengths), way).square().mean().backward()
+            gradients.append([weight.grad for weight in model.model.parameters()])
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_flex_attention_is_refused_where_it_cannot_run():
+    vocabulary = tiny.catalogue().vocabulary
+    packed = trees((5, 2))
+    with pytest.raises(ValueError, match="`attention` must be 'sdpa' or 'flex', got 'flash'"):
+        packed_hidden_states(tiny.model(vocabulary), packed, "flash")
+    with pytest.raises(ValueError, match=r"'sdpa' on cpu unless under torch.no_grad\(\)"):
+        packed_hidden_states(tiny.model(vocabulary), packed, "flex")
+    saving = tiny.model(vocabulary)
+    saving.model.layers[0].gradient_checkpointing = True
+    for model, message in (
+        (tiny.model(vocabulary, "gpt2"), "'sdpa' for gpt2, which transformers does not run"),
+        (saving, "'sdpa' with gradient checkpointing"),
+        (tiny.model(vocabulary, "mistral"), "`model` must attend to its whole context"),
+    ):
+        with torch.no_grad(), pytest.raises(ValueError, match=message):
+            packed_hidden_states(model, packed, "flex")
+        assert model.config._attn_implementation == "sdpa"
 
 
 TOKENS = torch.tensor([[1, 5, 10, 14], [1, 6, 11, 17]])

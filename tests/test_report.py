@@ -18,7 +18,7 @@ TITLES = [f"Film {number} (19{number % 100:02d})" for number in range(60)]
 TITLES[3] = "<script>alert('x')</script> & co | *stars* [link](javascript:0) $5"
 SETTINGS = {
     "sft": {"data": "data", "epochs": 6, "model": None},
-    "rl": {"data": "data", "reward": "uncertainty_weighted", "difficulty": True, "confidence": "brier", "lr": 1e-4},
+    "rl": {"data": "data", "reward": "uncertainty_weighted", "difficulty": "rank", "confidence": "brier", "lr": 1e-4},
 }
 
 
@@ -197,9 +197,9 @@ def test_markdown_table_marks_the_best_as_shown():
     ("settings", "words"),
     [
         ({}, "UGR, brier confidence"),
-        ({"reward": "match", "difficulty": False, "confidence": "none"}, "GRPO, 0/1 reward"),
-        ({"reward": "ranking", "difficulty": False, "confidence": "none"}, "ranking reward, no confidence"),
-        ({"difficulty": False}, "uncertainty-weighted reward, brier confidence"),
+        ({"reward": "match", "difficulty": "none", "confidence": "none"}, "GRPO, 0/1 reward"),
+        ({"reward": "ranking", "difficulty": "none", "confidence": "none"}, "ranking reward, no confidence"),
+        ({"difficulty": "none"}, "uncertainty-weighted reward, brier confidence"),
         ({"confidence": "none"}, "uncertainty-weighted reward, difficulty weight, no confidence"),
     ],
 )

@@ -11,6 +11,7 @@ from ugr_fast import data, sft
 from ugr_fast.configs import SftConfig
 from ugr_fast.model import Catalogue, SidVocabulary
 from ugr_fast.run import Learner
+from ugr_fast.team import ALONE
 
 
 def config(**changes):
@@ -47,6 +48,23 @@ def test_whole_sequences_equal_one_row_per_target(architecture):
     torch.testing.assert_close(loss.double(), total / count, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_any_split_into_micro_batches_gives_the_same_gradient(recompute):
+    catalogue = tiny.catalogue(ragged=True)
+    model = tiny.model(catalogue.vocabulary, spread=2.0)
+    tokens, targets = sft.collate(catalogue, some_windows(), np.arange(3))
+    sft.loss_of(model, tokens, targets, 0.1).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    learner = Learner.make(model, 1e-3, 0.0)
+    for size in (0, 1, 2):
+        model.zero_grad()
+        settings = config(micro_batch_size=size, recompute=recompute)
+        loss = sft.backward(settings, learner, tokens, targets)
+        assert loss == pytest.approx(sft.loss_of(model, tokens, targets, 0.1).item(), rel=1e-10)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
 def test_batches_hold_every_window_once_and_like_lengths_together():
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 12, size=1003)
@@ -75,7 +93,7 @@ def test_dropout_is_for_training_only():
 def test_every_weight_has_one_optimizer_and_the_schedule_ends_low():
     vocabulary = SidVocabulary.from_scratch((4, 4))
     model = sft.small_decoder(config(hidden=32, layers=2, heads=2), vocabulary)
-    learner = sft.make_learner(config(), model)
+    learner = sft.make_learner(config(), model, ALONE)
     optimizers = learner.optimizers
     owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
@@ -90,7 +108,7 @@ def test_every_weight_has_one_optimizer_and_the_schedule_ends_low():
     assert shape[5:, 0].max() > 0.98
     assert (np.diff(shape[6:, 0]) < 0).all()
     assert shape[-1, 0] == pytest.approx(0.05)
-    given = sft.make_learner(config(model=Path("some")), model)
+    given = sft.make_learner(config(model=Path("some")), model, ALONE)
     assert len(given.optimizers) == 1
     assert given.optimizers[0].param_groups[0]["peak"] == 2e-4
 
@@ -135,21 +153,7 @@ def test_fine_tuning_learns_a_rule():
 
 def test_a_language_model_gains_tokens_and_keeps_its_words(tmp_path):
     """From a local language model: tokens added, confidence rows from " correct" and " wrong", tied stays tied."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = ["<pad>", "<s>", "correct", "wrong", "Items", "a", "user", "chose", ",", "oldest", "first", ":", "scores"]
-    words += ["Confidence", "<unk>"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    settings = tiny.ARCHITECTURES["qwen3"](len(words))
-    model = transformers.AutoModelForCausalLM.from_config(settings)
-    model.save_pretrained(tmp_path)
-    wrapped.save_pretrained(tmp_path)
-
+    model, words = tiny.language_model(tmp_path)
     codes = np.array([[0, 0], [0, 1], [1, 0]])
     started, vocabulary = sft.start_model(config(model=tmp_path), codes)
     assert vocabulary.sid_range == (len(words), len(words) + 4)

@@ -78,11 +78,11 @@ def model(vocabulary, architecture="qwen3", seed=0, spread=4.0):
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(spread)
-    _keep_float64(made)
+    keep_float64(made)
     return made.float() if architecture in EAGER else made
 
 
-def _keep_float64(made):
+def keep_float64(made):
     """Swap in torch's RMSNorm: transformers' rounds to float32 inside, which would hide errors below 1e-7."""
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
@@ -90,6 +90,24 @@ def _keep_float64(made):
                 exact = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
                 exact.weight = child.weight
                 setattr(parent, name, exact)
+    return made
+
+
+def language_model(folder):
+    """Save a tiny language model and its tokenizer into `folder`; return the model and its words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<s>", "correct", "wrong", "Items", "a", "user", "chose", ",", "oldest", "first", ":", "scores"]
+    words += ["Confidence", "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    made = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES["qwen3"](len(words)))
+    made.save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return made, words
 
 
 def columns_of(normalize, made_catalogue):

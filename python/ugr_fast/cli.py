@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from ugr_fast.configs import (
     SidsConfig,
     check,
 )
+from ugr_fast.progress import is_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +126,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     command = _parse(args)
     try:
-        command()
+        with nullcontext() if is_main_process() else redirect_stdout(None):
+            command()
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("UGR_FAST_TRACEBACK"):
             raise

@@ -5,6 +5,7 @@ Imports nothing heavy, so that `ugr-fast --help` answers at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,12 @@ class SftConfig:
     """Passes over the sequences."""
     batch_size: int = 32
     """Windows per update."""
+    micro_batch_size: int = 0
+    """Windows per forward and backward pass; 0 takes the whole batch."""
     lr: float | None = None
-    """Peak learning rate of AdamW, by default 2e-3 for the small decoder and 2e-4 for a given model; linear warm-up
-    over 5% of training, then cosine to 5% of the peak."""
+    """Peak learning rate of AdamW, by default 2e-3 for the small decoder and 2e-4 for a given model."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How learning rates go on after a linear warm-up over 5% of training: to 5% of the peak, or not at all."""
     muon_lr: float | None = None
     """Peak learning rate of Muon for the matrices inside the layers, by default 0.02 for the small decoder; 0 trains
     them with AdamW, the default for a given model."""
@@ -131,6 +135,15 @@ class SftConfig:
     """Rows of the validation split to validate on, drawn once with `seed`; 0 takes all."""
     num_beams: int = 10
     """Beam width of validation."""
+    lora: int = 0
+    """Rank of LoRA adapters on every linear layer, beside which embeddings and head are trained whole (16 as released);
+    0 trains all weights."""
+    lora_alpha: int = 32
+    """Scale α of LoRA: adapters count α / rank."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward passes compute in (autocast); weights, optimiser and losses stay in float32."""
+    recompute: bool = False
+    """Recompute layers in the backward pass instead of keeping what they found: less memory, a third more time."""
     seed: int = 0
     """Seed of weights, order and dropout."""
     device: str = "auto"
@@ -149,18 +162,24 @@ class RlConfig:
     """Data folder."""
     out: Path
     """Run directory to write."""
-    reward: Literal["uncertainty_weighted", "ranking", "match"] = "uncertainty_weighted"
-    """UGR's reward, the ranking reward of MiniOneRec, or 0/1 (plain GRPO)."""
+    reward: str = "uncertainty_weighted"
+    """UGR's uncertainty_weighted, ranking (MiniOneRec), match (0/1, plain GRPO), prefix_match, ndcg, similarity (cosine
+    of item embeddings), a function of your own as module:function, or a sum such as "match + 0.3*similarity"."""
     reward_score: Literal["mean", "sum"] = "mean"
     """Score of a candidate in the UGR reward: mean log-prob per token (as released) or their sum."""
     reward_temperature: float = 1.0
     """Temperature τ of the UGR reward's softmax over misses."""
-    scale: Literal["std", "none", "leave_one_out", "batch"] = "std"
-    """How advantages are scaled within their group."""
-    difficulty: bool = True
-    """Weight groups by difficulty: the lower the target ranks, the more it counts."""
+    embeddings: Path | None = None
+    """.npy file of item embeddings (num_items, dim), for the reward similarity."""
+    scale: Literal["std", "none", "leave_one_out", "batch", "importance"] = "std"
+    """How advantages are scaled within their group; importance is for draws without replacement."""
+    difficulty: Literal["rank", "discount", "probability", "none"] = "rank"
+    """Weight groups by difficulty, the lower the target ranks the more (as released, or by its discount), or the less
+    likely it is."""
     alpha_min: float = 0.0
-    """Weight of a group whose target ranks first."""
+    """Weight of a group whose target ranks first (or is certain)."""
+    drop_constant_groups: bool = False
+    """Leave groups whose advantages are all 0 out of the update, their confidences too, and out of its means."""
     confidence: Literal["released", "logit", "brier", "none"] = "released"
     """Objective of the confidence tokens."""
     lambda_wrong: float = 0.5
@@ -173,8 +192,14 @@ class RlConfig:
     """Share of a candidate's own outcome in the brier target; the rest is its group's hit rate."""
     beta: float = 0.0
     """Weight of KL to the fine-tuned model."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    """Policy loss: how tokens are averaged, and what is clipped."""
     clip: float = 0.2
     """Clip range of the probability ratio."""
+    clip_high: float | None = None
+    """Upper clip range, by default `clip`; for cispo the largest ratio itself, which must be given."""
+    delta: float | None = None
+    """Largest ratio that counts for candidates with a negative advantage (two-sided clipping); none by default."""
     normalize: Literal["full", "sid", "allowed"] = "full"
     """What token log-probs are normalised over, in rollout and update."""
     group: int = 16
@@ -185,13 +210,15 @@ class RlConfig:
     batch_size: int = 32
     """Prompts per rollout."""
     micro_batch_size: int = 32
-    """Prompts per forward and backward pass; does not change the result but for rounding."""
+    """Prompts per forward and backward pass, which changes the result by rounding alone; 0 takes the whole batch."""
     inner_updates: int = 1
     """Optimiser steps per rollout, on the stored log-probs of the rollout."""
     updates: int = 200
     """Rollouts in all."""
     lr: float = 1e-4
-    """Peak learning rate: linear warm-up over 5% of training, then cosine to 5% of the peak."""
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How learning rates go on after a linear warm-up over 5% of training: to 5% of the peak, or not at all."""
     weight_decay: float = 0.0
     """Weight decay of AdamW, on matrices."""
     clip_grad: float = 1.0
@@ -200,12 +227,25 @@ class RlConfig:
     """Longest history in a prompt; by default that of the fine-tuned run, and no other will do."""
     eval_every: int = 25
     """Rollouts between validations; each writes a checkpoint."""
+    patience: int = 0
+    """Stop after this many validations without a better NDCG@10; 0 never stops."""
     valid_rows: int = 1000
     """Rows of the validation split to validate on, drawn once with `seed`; 0 takes all."""
     num_beams: int = 10
     """Beam width of validation."""
+    lora: int = 0
+    """Rank of LoRA adapters on every linear layer, beside which embeddings and head are trained whole (16 as released);
+    0 trains all weights."""
+    lora_alpha: int = 32
+    """Scale α of LoRA: adapters count α / rank."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward passes compute in (autocast); weights, optimiser and losses stay in float32."""
+    recompute: bool = False
+    """Recompute layers in the backward pass instead of keeping what they found: less memory, a third more time."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """How packed trees attend in updates: torch's SDPA with a mask, or FlexAttention without one (CUDA)."""
     seed: int = 0
-    """Seed of the order of prompts."""
+    """Seed of the order of prompts and of draws."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int = 0
@@ -232,6 +272,8 @@ class EvalConfig:
     """Optional .npy file of item embeddings (num_items, dim): adds the baseline cosine + Markov, a strong one."""
     batch_size: int = 64
     """Prompts per forward pass."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward passes compute in (autocast)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int = 0
@@ -287,17 +329,14 @@ class DemoConfig:
 METRIC_DEPTH = 10
 """Items from which HR and NDCG are read, so the narrowest beam that evaluation takes."""
 
-_COUNTS = (
-    "core history levels codes hidden layers heads epochs batch_size micro_batch_size eval_every group inner_updates "
-    "updates k"
-)
-_NOT_NEGATIVE = "warm_start muon_lr weight_decay lambda_wrong lambda_partial lambda_brier beta"
+_COUNTS = "core history levels codes hidden layers heads epochs batch_size eval_every group inner_updates updates k"
+_NOT_NEGATIVE = "clip_high warm_start muon_lr weight_decay lambda_wrong lambda_partial lambda_brier beta"
 _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    (_COUNTS, "at least 1", lambda value: value >= 1),
-    ("patience valid_rows threads", "0 or more", lambda value: value >= 0),
+    (f"{_COUNTS} lora_alpha", "at least 1", lambda value: value >= 1),
+    ("patience valid_rows threads lora micro_batch_size", "0 or more", lambda value: value >= 0),
     ("seed", "in 0 .. 2**32 - 1", lambda value: 0 <= value < 2**32),
     (_NOT_NEGATIVE, "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
-    ("lr clip_grad clip reward_temperature", "a finite number above 0", lambda value: 0 < value < float("inf")),
+    ("lr clip_grad clip delta reward_temperature", "a finite number above 0", lambda value: 0 < value < float("inf")),
     ("alpha_min gamma", "in [0, 1]", lambda value: 0 <= value <= 1),
     ("dropout average label_smoothing", "in [0, 1)", lambda value: 0 <= value < 1),
 )
@@ -330,14 +369,80 @@ def check(config: Any) -> None:
             allowed = ", ".join(get_args(hint))
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}")
     _check_beams(config)
-    if isinstance(config, RlConfig) and config.rollout != "beam" and config.normalize != "allowed":
-        raise ValueError(
-            f"`normalize` must be allowed, what `rollout` {config.rollout} draws from, got {config.normalize}"
-        )
+    if isinstance(config, RlConfig):
+        _check_rl(config)
+    if isinstance(config, SftConfig) and config.model is None and config.lora:
+        raise ValueError(f"`lora` must be 0 for a decoder from scratch, got {config.lora}; give a `model` to adapt")
     if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
         raise ValueError(
             f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
         )
+
+
+def _check_rl(config: RlConfig) -> None:
+    rewards = reward_terms(config.reward)
+    rules = (
+        (
+            "normalize",
+            config.rollout == "beam" or config.normalize == "allowed",
+            f"allowed, what `rollout` {config.rollout} draws from",
+        ),
+        (
+            "scale",
+            config.scale != "importance" or config.rollout == "stochastic",
+            "importance for draws without replacement alone; take `rollout` stochastic",
+        ),
+        (
+            "embeddings",
+            ("similarity" in rewards) == (config.embeddings is not None),
+            "given with the reward similarity, and not without it",
+        ),
+        (
+            "delta",
+            config.delta is None or config.delta > 1 + (config.clip if config.clip_high is None else config.clip_high),
+            "above the upper clip bound, 1 + `clip_high`",
+        ),
+        ("attention", config.attention == "sdpa" or not config.recompute, "sdpa with `recompute`"),
+        (
+            "clip_high",
+            config.loss != "cispo" or config.clip_high is not None,
+            "given with `loss` cispo, the largest ratio; 5 is usual",
+        ),
+    )
+    for name, holds, rule in rules:
+        if not holds:
+            raise ValueError(f"`{name}` must be {rule}, got {getattr(config, name)}")
+
+
+REWARDS = ("uncertainty_weighted", "ranking", "match", "prefix_match", "ndcg", "similarity")
+
+
+def reward_terms(reward: str) -> dict[str, float]:
+    """Return the weight of every term of a weighted sum of rewards.
+
+    Raises:
+        ValueError: a term is neither a known reward nor module:function, or comes twice, or a weight is not finite.
+
+    Example:
+        >>> reward_terms("match + 0.3*similarity")
+        {'match': 1.0, 'similarity': 0.3}
+    """
+    terms: dict[str, float] = {}
+    for term in reward.split("+"):
+        weight, times, name = term.rpartition("*")
+        name = name.strip()
+        try:
+            value = float(weight) if times else 1.0
+        except ValueError:
+            value = math.nan
+        function = all(part.replace(".", "_").isidentifier() for part in name.split(":")) and name.count(":") == 1
+        if not math.isfinite(value) or name in terms or not (name in REWARDS or function):
+            raise ValueError(
+                f'`reward` must be {", ".join(REWARDS)}, module:function, or a sum such as "match + 0.3*similarity", '
+                f"got {reward!r}"
+            )
+        terms[name] = value
+    return terms
 
 
 def _check_beams(config: Any) -> None:

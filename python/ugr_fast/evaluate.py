@@ -15,9 +15,11 @@ import numpy as np
 from ugr_fast import baselines, data, metrics, sids
 from ugr_fast.configs import METRIC_DEPTH, check
 from ugr_fast.files import write_json
+from ugr_fast.model import autocast
 from ugr_fast.progress import say
 from ugr_fast.recommend import Ranking, hits_at_sid, rank, ranking_metrics, top_items
 from ugr_fast.run import Run, choose_device, set_threads
+from ugr_fast.team import Team
 
 if TYPE_CHECKING:
     from ugr_fast.configs import EvalConfig
@@ -37,26 +39,31 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     check(config)
     set_threads(config.threads)
+    device = choose_device(config.device)
+    team = Team.join(device)
     run = Run.open(config.run)
     dataset = data.load(config.data)
     catalogue = run.load_catalogue()
     run.check_items(dataset.ids)
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
     rows: data.Rows = getattr(dataset, config.split).latest(run.config["settings"]["history"])
-    ranking = rank(
-        run.load_model(choose_device(config.device), config.checkpoint),
-        catalogue,
-        [rows.history(row) for row in range(len(rows))],
-        num_beams=config.num_beams,
-        normalize=config.normalize,
-        batch_size=config.batch_size,
-        description=f"evaluating {config.run.name} on {config.split}",
-    )
+    with autocast(device, config.precision):
+        ranking = rank(
+            run.load_model(device, config.checkpoint),
+            catalogue,
+            [rows.history(row) for row in range(len(rows))],
+            num_beams=config.num_beams,
+            normalize=config.normalize,
+            batch_size=config.batch_size,
+            description=f"evaluating {config.run.name} on {config.split}",
+            team=team,
+        )
     found = {
         "split": config.split,
         "num_rows": len(rows),
         "num_beams": config.num_beams,
         "normalize": config.normalize,
+        "precision": config.precision,
         "checkpoint": config.checkpoint,
         "step": _step(run, config.checkpoint),
         "ranking": ranking_metrics(ranking, catalogue, rows.item),
@@ -64,7 +71,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "baselines": baseline_metrics(dataset, rows, embeddings),
         "examples": examples(ranking, catalogue, dataset, rows),
     }
-    write_json(run.folder / f"eval-{config.split}.json", found)
+    if team.is_main:
+        write_json(run.folder / f"eval-{config.split}.json", found)
     ranked = found["ranking"]
     say(
         f"{config.run.name} on {config.split}, {len(rows)} rows, beam width {config.num_beams}: "

@@ -13,21 +13,28 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ugr_fast.trie import SidTrie
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ugr_fast.packing import Packed
 
 Normalize = Literal["full", "sid", "allowed"]
+Attention = Literal["sdpa", "flex"]
 
 CONFIDENCE_SUFFIX = " Confidence scores:"  # the text of UGR's released code
 POSITIVE, NEGATIVE = " correct", " wrong"
@@ -248,14 +255,14 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def hidden_states(
-    model: Any, tokens: torch.Tensor, allowed: torch.Tensor, positions: torch.Tensor, cache: Any = None
+    model: Any, tokens: torch.Tensor, allowed: torch.Tensor | BlockMask, positions: torch.Tensor, cache: Any = None
 ) -> torch.Tensor:
     """Run the decoder under an explicit attention pattern and return its last hidden states.
 
     Args:
         model: a causal language model of transformers (or peft around one) that takes 4-D masks.
         tokens: (B, Q) new tokens.
-        allowed: (B, Q, K) bool over cached and new tokens.
+        allowed: (B, Q, K) bool over cached and new tokens; or a block mask, for a model under FlexAttention.
         positions: (B, Q).
         cache: a transformers cache, extended in place; None for a pass without one.
 
@@ -268,9 +275,11 @@ def hidden_states(
     causal = unwrapped(model)
     refuse_windows(causal.config)
     decoder = getattr(causal, causal.base_model_prefix)
+    if isinstance(allowed, torch.Tensor):
+        allowed = additive_mask(allowed, next(decoder.parameters()).dtype)
     output = decoder(
         input_ids=tokens,
-        attention_mask=additive_mask(allowed, next(decoder.parameters()).dtype),
+        attention_mask=allowed,
         position_ids=positions,
         use_cache=cache is not None,
         **({} if cache is None else {cache_argument(decoder): cache}),
@@ -349,15 +358,123 @@ def cache_argument(module: Any) -> str:
     return "cache" if "cache" in forward_arguments(module) else "past_key_values"
 
 
-def packed_hidden_states(model: Any, packed: Packed) -> torch.Tensor:
-    """Run `model` once over packed trees: (B, T, D), token j attending to i exactly when i <= j < exit[i]."""
+def packed_hidden_states(model: Any, packed: Packed, attention: Attention = "sdpa") -> torch.Tensor:
+    """Run `model` once over packed trees, token j attending to i exactly when i <= j < exit[i].
+
+    Args:
+        model: a causal language model of transformers (or peft around one) that takes 4-D masks.
+        packed: B trees of at most T nodes.
+        attention: "sdpa" hands the pattern to the attention that the model was loaded with, as a (B, 1, T, T) float
+            mask; "flex" to torch's FlexAttention, as a block mask: it skips every block of 128 x 128 pairs where no
+            token attends, is compiled at its first use and for the first few new shapes, and on CPU has no backward.
+
+    Returns:
+        (B, T, D), before the language-model head.
+
+    Raises:
+        ValueError: an unknown `attention`, or "flex" where the model, the device or gradient checkpointing bars it.
+    """
     device = next(model.parameters()).device
     tokens, positions, exits = (
         torch.from_numpy(array).to(device) for array in (packed.tokens, packed.position, packed.exit)
     )
+    if attention == "flex":
+        with _flex_attention(unwrapped(model), device):
+            return hidden_states(model, tokens, _block_mask(exits), positions)
+    if attention != "sdpa":
+        raise ValueError(f"`attention` must be 'sdpa' or 'flex', got {attention!r}")
     index = torch.arange(tokens.shape[1], device=device)
     allowed = (index[:, None] >= index) & (index[:, None] < exits[:, None, :])  # (B, T, T)
     return hidden_states(model, tokens, allowed, positions)
+
+
+def flex_available(device: torch.device | str) -> bool:
+    """Whether FlexAttention can train on `device`: on CUDA beside Triton; on CPU it has no backward.
+
+    Example:
+        >>> flex_available("cpu")
+        False
+    """
+    return torch.device(device).type == "cuda" and find_spec("triton") is not None
+
+
+def check_attention(model: Any, attention: Attention) -> None:
+    """Refuse an attention path that `model` cannot be trained on where it is.
+
+    Args:
+        model: a causal language model of transformers, or peft around one.
+        attention: that of `packed_hidden_states`.
+
+    Raises:
+        ValueError: "flex" for a model that transformers does not run on it, off CUDA, or with gradient checkpointing.
+    """
+    if attention == "flex":
+        _check_flex(unwrapped(model), next(model.parameters()).device)
+
+
+def _check_flex(causal: Any, device: torch.device) -> None:
+    rule = "`attention` must be 'sdpa'"
+    if not causal._supports_flex_attn:
+        raise ValueError(f"{rule} for {causal.config.model_type}, which transformers does not run on FlexAttention")
+    if torch.is_grad_enabled() and not flex_available(device):
+        raise ValueError(f"{rule} on {device} unless under torch.no_grad(): FlexAttention has a backward on CUDA alone")
+    if any(getattr(module, "gradient_checkpointing", False) for module in causal.modules()):
+        raise ValueError(f"{rule} with gradient checkpointing, which repeats a forward later; or turn that off")
+
+
+@contextmanager
+def _flex_attention(causal: Any, device: torch.device) -> Iterator[None]:
+    """Let `causal` attend through FlexAttention for a while, or refuse where it cannot."""
+    _check_flex(causal, device)
+    before = causal.config._attn_implementation
+    causal.set_attn_implementation("flex_attention")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(before)
+
+
+def _block_mask(exits: torch.Tensor) -> BlockMask:
+    """Return the block mask of trees whose subtrees end before `exits` (B, T)."""
+    batch, length = exits.shape
+
+    def sees(row: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (query < exits[row, key])
+
+    return create_block_mask(sees, B=batch, H=None, Q_LEN=length, KV_LEN=length, device=exits.device)
+
+
+@contextmanager
+def recomputed(model: Any, *, when: bool = True) -> Iterator[None]:
+    """Recompute what the layers of `model` find in the backward pass, inside the block, instead of keeping it.
+
+    Also called gradient checkpointing. The model stays in eval mode, so nothing is dropped out.
+
+    Args:
+        model: a causal language model of transformers, or peft around one.
+        when: False for a block that changes nothing.
+
+    Raises:
+        ValueError: the model has no layers that know how.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)] if when else []
+    if when and not layers:
+        raise ValueError(f"`recompute` must be off for {type(model).__name__}, whose layers cannot do it")
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = True
+        layer.training = True  # of the layer alone, which says nothing to the modules in it
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.gradient_checkpointing, layer.training = False, mode
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context of forward passes in `precision`: "float32", as the weights are, or "bfloat16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def head_logits(model: Any, hidden: torch.Tensor, columns: tuple[int, int] | None = None) -> torch.Tensor:
@@ -373,14 +490,20 @@ def head_logits(model: Any, hidden: torch.Tensor, columns: tuple[int, int] | Non
     """
     head = model.get_output_embeddings()
     low, high = columns or (0, None)
-    hooked = bool(head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
-    if columns is not None and type(head) is torch.nn.Linear and not hooked:
+    if columns is not None and is_sliceable(head):
         bias = None if head.bias is None else head.bias[low:high]
         logits = torch.nn.functional.linear(hidden, head.weight[low:high], bias)
     else:
         logits = head(hidden)[..., low:high]  # a wrapped head does more than multiply
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return _scaled(logits, unwrapped(model).config.get_text_config(decoder=True))
+
+
+def is_sliceable(head: Any) -> bool:
+    """Whether some columns of a language-model head cost less than all: it is a matrix and no more."""
+    return type(head) is torch.nn.Linear and not (
+        head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    )
 
 
 def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:

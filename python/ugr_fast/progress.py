@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,15 @@ SECONDS_BETWEEN_LINES = 15.0
 Advance = Callable[..., None]
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks: the first of those that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
     """Print a line to standard error, above any bar."""
-    _console().print(message, highlight=False, markup=False, soft_wrap=True)
+    if is_main_process():
+        _console().print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -36,7 +43,7 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
         ...         advance(1, note="so far so good")
     """
     console = _console()
-    if not console.is_terminal:
+    if not console.is_terminal or not is_main_process():
         yield _lines(description, total, done)
         return
     columns = (

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ugr_fast import metrics
 from ugr_fast.decode import Normalize, beam_search
 from ugr_fast.model import Catalogue, pad_left
 from ugr_fast.progress import bar
 from ugr_fast.run import Run, choose_device
+from ugr_fast.team import ALONE, Team
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +52,7 @@ def rank(
     filter: Filter | None = None,
     batch_size: int = 64,
     description: str | None = None,
+    team: Team = ALONE,
 ) -> Ranking:
     """Recommend for every history by constrained beam search.
 
@@ -62,16 +65,17 @@ def rank(
         filter: of one row, what no history may be answered with.
         batch_size: prompts per forward pass; histories of like length are batched together.
         description: label of a progress bar; none if None.
+        team: processes that call this together with the same arguments, and rank a share of the histories each.
 
     Returns:
-        The ranking, rows in the order of `histories`.
+        The ranking, rows in the order of `histories`, all of them on every process.
 
     Raises:
         ValueError: a filter of several rows.
     """
     if filter is not None and filter.num_rows != 1:
         raise ValueError(f"`filter` must have one row, for all histories, got {filter.num_rows}")
-    prompts = [catalogue.prompt(history) for history in histories]
+    prompts = [catalogue.prompt(histories[row]) for row in team.share(len(histories))]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     shape = (len(prompts), num_beams)
     ranking = Ranking(
@@ -85,7 +89,13 @@ def rank(
             rows = order[start : start + batch_size]
             _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter)
             advance(len(rows))
-    return ranking
+    return Ranking(**{name: _whole(values, len(histories), team) for name, values in vars(ranking).items()})
+
+
+def _whole(values: np.ndarray, count: int, team: Team) -> np.ndarray:
+    """Put together the rows of all processes."""
+    rows: np.ndarray = team.whole(torch.from_numpy(values), count).numpy()
+    return rows
 
 
 def _say_nothing(_count: int) -> None:
@@ -162,9 +172,23 @@ def sample_rows(rows: Rows, count: int, seed: int) -> Rows:
 
 
 def validation_metrics(
-    model: Any, catalogue: Catalogue, rows: Rows, num_beams: int, normalize: Normalize = "full"
+    model: Any,
+    catalogue: Catalogue,
+    rows: Rows,
+    num_beams: int,
+    normalize: Normalize = "full",
+    team: Team = ALONE,
 ) -> dict[str, float]:
-    """Return the ranking metrics of `rows` and the AUROC of the top recommendation's confidence against its hit."""
+    """Return the ranking metrics of `rows` and the AUROC of the top recommendation's confidence against its hit.
+
+    Args:
+        model: causal language model in eval mode.
+        catalogue: items, tokens and trie.
+        rows: histories and targets.
+        num_beams: K.
+        normalize: see `decode.beam_search`.
+        team: processes that rank a share of the rows each.
+    """
     ranking = rank(
         model,
         catalogue,
@@ -172,6 +196,7 @@ def validation_metrics(
         num_beams=num_beams,
         normalize=normalize,
         description="validating",
+        team=team,
     )
     values = ranking_metrics(ranking, catalogue, rows.item)
     hits = hits_at_sid(ranking, catalogue, rows.item)

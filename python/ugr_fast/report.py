@@ -166,11 +166,11 @@ def _describe(command: str, settings: dict[str, Any]) -> str:
     if command != "rl":
         return "supervised fine-tuning"
     reward, difficulty, confidence = (settings.get(key) for key in ("reward", "difficulty", "confidence"))
-    if reward == "uncertainty_weighted" and difficulty and confidence != "none":
+    if reward == "uncertainty_weighted" and difficulty != "none" and confidence != "none":
         return f"UGR, {confidence} confidence"
-    if reward == "match" and not difficulty and confidence == "none":
+    if reward == "match" and difficulty == confidence == "none":
         return "GRPO, 0/1 reward"
-    weight = ["difficulty weight"] if difficulty else []
+    weight = [] if difficulty == "none" else ["difficulty weight"]
     objective = ["no confidence" if confidence == "none" else f"{confidence} confidence"]
     return ", ".join([REWARDS.get(str(reward), str(reward)), *weight, *objective])
 

@@ -2,13 +2,13 @@
 
 For a batch of prompts with known next items::
 
-    rollout   G candidates a prompt, exact beam search over the trie, no gradient
-    reward    hit test on tokens → reward → group-relative advantage, difficulty weight
-    update    prompt + prefix tree of the candidates + confidence suffix in one packed row: log-probs of every candidate
-              and its confidence from one forward; loss = mean over groups of w · L_clip + β · KL + L_confidence
+    roll_out    G candidates a prompt, exact beam search over the trie, no gradient
+    appraise    hit test on tokens → reward → group-relative advantage, difficulty weight
+    backward    prompt + prefix tree of the candidates + confidence suffix in one packed row: log-probs and confidences
+                of all from one forward; loss = mean over groups of w · L_clip + β · KL + L_confidence
 
-Baselines are settings: reward="match", difficulty=False, confidence="none" is GRPO with 0/1 reward; reward="ranking" is
-the ranking reward of MiniOneRec.
+Baselines are settings: reward="match", difficulty="none", confidence="none" is GRPO with 0/1 reward; reward="ranking"
+is the ranking reward of MiniOneRec.
 
 Departures from UGR's released code: many prompts per micro-batch, so L_confidence is averaged over all groups, those
 without a hit included; padding is never attended to; the model runs without dropout, so rollout and update see the same
@@ -20,7 +20,7 @@ fine-tuned model itself, is validated to compare with, but has no confidence yet
 
 from __future__ import annotations
 
-import copy
+import importlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,101 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ugr_fast import data, losses, metrics, rewards
-from ugr_fast.advantages import group_advantages
-from ugr_fast.configs import check
+from ugr_fast import data, losses, metrics, rewards, sids
+from ugr_fast.advantages import group_advantages, importance_weighted_advantages
+from ugr_fast.configs import check, reward_terms
 from ugr_fast.decode import beam_search
-from ugr_fast.model import Catalogue, confidence_logit, packed_hidden_states, pad_left
+from ugr_fast.lora import Reference, with_lora
+from ugr_fast.model import (
+    Catalogue,
+    autocast,
+    check_attention,
+    confidence_logit,
+    packed_hidden_states,
+    pad_left,
+    recomputed,
+)
 from ugr_fast.packing import pack_prefixes
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, seed_everything, set_threads
+from ugr_fast.team import Team
 
 if TYPE_CHECKING:
     from ugr_fast.configs import RlConfig
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """The candidates of a batch of B prompts and what they earned.
+class Job:
+    """What all updates share.
+
+    Attributes:
+        config: the settings.
+        learner: the model in training.
+        catalogue: items, tokens and trie.
+        reference: the model at the start, for the KL term; None without one.
+        embeddings: (num_items, dim) for the reward similarity; None without it.
+    """
+
+    config: RlConfig
+    learner: Learner
+    catalogue: Catalogue
+    reference: Reference | None = None
+    embeddings: np.ndarray | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model in training."""
+        return self.learner.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a rollout found for B prompts, in beam order; what a reward of your own is given.
+
+    Attributes:
+        target: (B, L) tokens of the item that came next, −1 past its end.
+        target_item: (B,) its number.
+        tokens: (B, G, L) candidates, −1 past their ends and where absent.
+        items: (B, G) the lowest item number of each candidate, −1 where absent.
+        logprobs: (B, G, L) under the policy that made them.
+        scores: (B, G) their sums, −inf where absent.
+        inclusion: (B, G) probability to be drawn, for draws without replacement; else 1.
+    """
+
+    target: torch.Tensor
+    target_item: torch.Tensor
+    tokens: torch.Tensor
+    items: torch.Tensor
+    logprobs: torch.Tensor
+    scores: torch.Tensor
+    inclusion: torch.Tensor
+
+    @property
+    def present(self) -> torch.Tensor:
+        """(B, G) bool, the candidate exists."""
+        return self.items >= 0
+
+    @property
+    def hits(self) -> torch.Tensor:
+        """(B, G) bool, the candidate is the target."""
+        return rewards.match(self.tokens, self.target).bool()
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """(B, G) tokens of each candidate."""
+        return (self.tokens >= 0).sum(2)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The candidates of B prompts and what they earned.
 
     Attributes:
         prompts: B lists of tokens.
@@ -66,10 +144,23 @@ class Rollout:
     advantages: torch.Tensor
     weight: torch.Tensor
 
-    def take(self, index: list[int]) -> Rollout:
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def present(self) -> torch.Tensor:
+        """(B, G) bool, the candidate exists."""
+        return (self.tokens >= 0).any(2)
+
+    @property
+    def constant(self) -> torch.Tensor:
+        """(B,) bool, all advantages of the group are 0."""
+        return (self.advantages == 0).all(1)
+
+    def take(self, index: list[int]) -> Batch:
         """Return the groups at `index`."""
         tensors = {name: value[index] for name, value in vars(self).items() if name != "prompts"}
-        return Rollout(prompts=[self.prompts[row] for row in index], **tensors)
+        return Batch(prompts=[self.prompts[row] for row in index], **tensors)
 
 
 def train(config: RlConfig) -> dict[str, Any]:
@@ -82,6 +173,7 @@ def train(config: RlConfig) -> dict[str, Any]:
     check(config)
     set_threads(config.threads)
     device = choose_device(config.device)
+    team = Team.join(device)
     start = Run.open(config.run)
     dataset = data.load(config.data)
     catalogue = start.load_catalogue()
@@ -89,25 +181,37 @@ def train(config: RlConfig) -> dict[str, Any]:
     config = replace(config, history=history)
     train_rows, valid_rows = dataset.train.latest(history), dataset.valid.latest(history)
     seed_everything(config.seed)
-    model = start.load_model(device)
-    run = Run.create(config.out, "rl", config, device)
+    job = prepare(config, start.load_model(device), catalogue, team)
+    run = Run.create(config.out, "rl", config, device, team)
     run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
-    reference = copy.deepcopy(model).requires_grad_(False) if config.beta else None
-    learner = Learner.make(model, config.lr, config.weight_decay)
     valid = sample_rows(valid_rows, config.valid_rows, config.seed)
-    state = run.resume(learner)
+    state = run.resume(job.learner)
     if state is None:
-        state = _validate(config, run, learner, catalogue, valid, {"update": 0, "seconds": 0.0})
+        state = _validate(job, run, valid, {"update": 0, "seconds": 0.0, "stale": 0})
     with bar("rl", config.updates, done=state["update"]) as advance:
-        while state["update"] < config.updates:
+        while state["update"] < config.updates and not (config.patience and state["stale"] >= config.patience):
             rows = train_rows.take(batch_of(state["update"], len(train_rows), config.batch_size, config.seed))
-            found = update(config, learner, reference, catalogue, rows, state["update"])
-            state = {"update": state["update"] + 1, "seconds": state["seconds"] + found["seconds"]}
+            found = update(job, rows, state["update"])
+            state = {**state, "update": state["update"] + 1, "seconds": state["seconds"] + found["seconds"]}
             run.log(step=state["update"], **{**found, "seconds": state["seconds"]})
             advance(1, note=f"reward {found['reward']:.3f} hit rate {found['hit_rate']:.2f}")
             if state["update"] % config.eval_every == 0 or state["update"] == config.updates:
-                state = _validate(config, run, learner, catalogue, valid, state)
+                state = _validate(job, run, valid, state)
     return run.best() or {}
+
+
+def prepare(config: RlConfig, model: Any, catalogue: Catalogue, team: Team) -> Job:
+    """Return the job of training `model`, with the adapters, reference and embeddings that `config` asks for."""
+    check_attention(model, config.attention)
+    if config.lora:
+        model = with_lora(model, config.lora, config.lora_alpha)
+    return Job(
+        config=config,
+        learner=Learner.make(model, config.lr, config.weight_decay, team=team),
+        catalogue=catalogue,
+        reference=Reference(model) if config.beta else None,
+        embeddings=sids.load_embeddings(config.embeddings, len(catalogue.item_tokens)) if config.embeddings else None,
+    )
 
 
 def _check(config: RlConfig, start: Run, ids: list[str]) -> int:
@@ -116,6 +220,8 @@ def _check(config: RlConfig, start: Run, ids: list[str]) -> int:
     history: int = start.config["settings"]["history"]
     if config.history not in (None, history):
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
+    for name in reward_terms(config.reward):
+        _own_reward(name)
     return history
 
 
@@ -134,149 +240,231 @@ def batch_of(update: int, num_rows: int, batch_size: int, seed: int) -> np.ndarr
     return rows
 
 
-def update(
-    config: RlConfig,
-    learner: Learner,
-    reference: Any,
-    catalogue: Catalogue,
-    rows: data.Rows,
-    number: int,
-) -> dict[str, float]:
+def update(job: Job, rows: data.Rows, number: int) -> dict[str, float]:
     """Do one rollout and `inner_updates` optimiser steps; return what to log."""
-    started = time.monotonic()
-    learner.schedule(number / config.updates)
-    batch = roll_out(config, learner.model, catalogue, rows, number)
+    config, started = job.config, time.monotonic()
+    job.learner.schedule(number / config.updates, config.schedule)
+    prompts = [job.catalogue.prompt(rows.history(row)) for row in range(len(rows))]
+    candidates = roll_out(job, prompts, rows.item, number)
     rolled = time.monotonic()
-    for _ in range(config.inner_updates):
-        parts = backward(config, learner.model, reference, catalogue, batch)
-        norm = learner.descend(config.clip_grad)
+    batch = appraise(job, prompts, candidates)
+    kept = batch.take((~batch.constant).nonzero()[:, 0].tolist()) if config.drop_constant_groups else batch
+    judged = time.monotonic()
+    parts, norm = {}, 0.0
+    for _ in range(config.inner_updates if len(kept) else 0):
+        parts = backward(job, kept)
+        norm = job.learner.descend(config.clip_grad)
     done = time.monotonic()
     return {
         **parts,
-        **_rollout_metrics(batch),
+        **_batch_metrics(batch),
         "grad_norm": norm,
         "seconds_rollout": rolled - started,
-        "seconds_update": done - rolled,
+        "seconds_reward": judged - rolled,
+        "seconds_update": done - judged,
         "seconds": done - started,
+        "prompts_per_second": len(rows) / (done - started),
     }
 
 
-def roll_out(config: RlConfig, model: Any, catalogue: Catalogue, rows: data.Rows, number: int = 0) -> Rollout:
-    """Generate `group` candidates for every row and score them against the row's target.
+def roll_out(job: Job, prompts: list[list[int]], target_item: np.ndarray, number: int = 0) -> Candidates:
+    """Generate `group` candidates for every prompt, each process for its share of them.
 
-    Draws depend on the seed and on the `number` of the update, so that a resumed run draws what it would have drawn.
+    Draws depend on the seed, on the `number` of the update and on a prompt's place in the batch, so that a resumed run
+    and any number of processes draw the same.
+
+    Args:
+        job: model, trie and settings.
+        prompts: B lists of tokens.
+        target_item: (B,) the items that came next.
+        number: of the update.
+
+    Returns:
+        The candidates of all B prompts, on the CPU.
     """
-    prompts = [catalogue.prompt(rows.history(row)) for row in range(len(rows))]
-    beams = beam_search(
-        model,
-        *pad_left(prompts, catalogue.vocabulary.pad),
-        catalogue.trie,
-        num_beams=config.group,
-        normalize=config.normalize,
-        method=config.rollout,
-        seed=(config.seed << 32) + number,
-        vocabulary=catalogue.vocabulary,
-    )
-    target = torch.from_numpy(catalogue.item_tokens[rows.item])  # (B, L)
-    present = beams.items >= 0  # (B, G)
-    hits = rewards.match(beams.tokens, target).bool()
-    earned = _reward(config, hits, beams.scores, (beams.tokens >= 0).sum(2), present)
-    if config.difficulty:
-        weight = rewards.difficulty_weight(hits, beams.scores, alpha_min=config.alpha_min, mask=present)
-    else:
-        weight = torch.ones(len(hits), dtype=beams.scores.dtype)
-    return Rollout(
+    config, team = job.config, job.learner.team
+    target = torch.from_numpy(job.catalogue.item_tokens[target_item])  # (B, L)
+    mine = team.share(len(prompts))
+    shape = (len(mine), config.group)
+    found = {
+        "tokens": torch.full((*shape, target.shape[1]), -1),
+        "items": torch.full(shape, -1),
+        "logprobs": torch.zeros((*shape, target.shape[1])),
+        "scores": torch.zeros(shape),
+        "inclusion": torch.ones(shape, dtype=torch.float64),
+    }
+    if mine:
+        found |= _search(job, prompts[mine.start : mine.stop], mine.start, number)
+    whole = {name: team.whole(values, len(prompts)) for name, values in found.items()}
+    return Candidates(target=target, target_item=torch.from_numpy(target_item), **whole)
+
+
+def _search(job: Job, prompts: list[list[int]], first_row: int, number: int) -> dict[str, torch.Tensor]:
+    config = job.config
+    with autocast(job.device, config.precision):
+        beams = beam_search(
+            job.model,
+            *pad_left(prompts, job.catalogue.vocabulary.pad),
+            job.catalogue.trie,
+            num_beams=config.group,
+            normalize=config.normalize,
+            method=config.rollout,
+            seed=(config.seed << 32) + number,
+            first_row=first_row,
+            vocabulary=job.catalogue.vocabulary,
+        )
+    found = {name: getattr(beams, name) for name in ("tokens", "items", "logprobs", "scores")}
+    return found if beams.inclusion is None else {**found, "inclusion": beams.inclusion}
+
+
+def appraise(job: Job, prompts: list[list[int]], candidates: Candidates) -> Batch:
+    """Give candidates their rewards, advantages and weights."""
+    config, hits, present = job.config, candidates.hits, candidates.present
+    earned = reward(job, candidates)
+    weight = torch.ones(len(hits), dtype=candidates.scores.dtype)
+    if config.difficulty != "none":
+        weight = rewards.difficulty_weight(
+            hits, candidates.scores, kind=config.difficulty, alpha_min=config.alpha_min, mask=present
+        )
+    same_start = candidates.tokens[..., 0] == candidates.target[:, :1]
+    return Batch(
         prompts=prompts,
-        tokens=beams.tokens,
-        logprobs=beams.logprobs,
+        tokens=candidates.tokens,
+        logprobs=candidates.logprobs,
         hits=hits,
-        partial=~hits & present & (beams.tokens[..., 0] == target[:, :1]),
+        partial=~hits & present & same_start,
         rewards=earned,
-        advantages=group_advantages(earned, scale=config.scale),
+        advantages=_advantages(config, earned, candidates),
         weight=weight,
     )
 
 
-def _reward(
-    config: RlConfig, hits: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, present: torch.Tensor
-) -> torch.Tensor:
-    if config.reward == "match":
-        return torch.where(present, hits.to(scores.dtype), torch.nan)
-    if config.reward == "ranking":
+def reward(job: Job, candidates: Candidates) -> torch.Tensor:
+    """Return the rewards (B, G) of candidates, NaN where absent: the weighted sum that `config.reward` names."""
+    terms = reward_terms(job.config.reward)
+    found = [_reward(job, name, candidates).to(candidates.scores.dtype) for name in terms]
+    earned = found[0] if [*terms.values()] == [1.0] else rewards.weighted_sum(found, [*terms.values()])
+    return earned.masked_fill(~candidates.present, torch.nan)
+
+
+def _reward(job: Job, name: str, candidates: Candidates) -> torch.Tensor:
+    config, hits, present = job.config, candidates.hits, candidates.present
+    if name == "match":
+        return hits
+    if name == "prefix_match":
+        return rewards.prefix_match(candidates.tokens, candidates.target)
+    if name == "ranking":
         return rewards.ranking(hits, mask=present)
-    return rewards.uncertainty_weighted(
-        hits,
-        scores,
-        score=config.reward_score,
-        lengths=lengths,
-        temperature=config.reward_temperature,
-        mask=present,
+    if name == "ndcg":
+        return rewards.ndcg(hits, mask=present)
+    if name == "similarity":
+        return rewards.similarity(candidates.items, candidates.target_item, job.embeddings)
+    own = _own_reward(name)
+    if own is None:
+        return rewards.uncertainty_weighted(
+            hits,
+            candidates.scores,
+            score=config.reward_score,
+            lengths=candidates.lengths,
+            temperature=config.reward_temperature,
+            mask=present,
+        )
+    found = torch.as_tensor(own(candidates))
+    if found.shape != hits.shape:
+        raise ValueError(f"`reward` {name} must return shape {tuple(hits.shape)}, got {tuple(found.shape)}")
+    return found
+
+
+def _own_reward(name: str) -> Any:
+    """Return the function that `module:function` names, None for a reward of ours."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        return None
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`reward` {name} must name a function in a module on Python's path ({error})") from error
+
+
+def _advantages(config: RlConfig, earned: torch.Tensor, candidates: Candidates) -> torch.Tensor:
+    if config.scale != "importance":
+        return group_advantages(earned, scale=config.scale)
+    found: torch.Tensor = importance_weighted_advantages(
+        earned, candidates.scores, candidates.inclusion, mask=candidates.present
     )
+    return found * candidates.present.sum(1, keepdim=True)  # the loss averages over candidates, the estimate is a sum
 
 
-def backward(config: RlConfig, model: Any, reference: Any, catalogue: Catalogue, batch: Rollout) -> dict[str, float]:
-    """Accumulate the gradient of the mean loss over all groups, micro-batch by micro-batch; return the loss's parts."""
-    order = sorted(range(len(batch.prompts)), key=lambda row: len(batch.prompts[row]))  # like lengths, less padding
-    parts: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(order), config.micro_batch_size):
-        some = batch.take(order[start : start + config.micro_batch_size])
-        found = group_losses(config, model, reference, catalogue, some)
-        (found["loss"].sum() / len(order)).backward()  # type: ignore[no-untyped-call]
-        parts.append({name: value.detach() for name, value in found.items()})
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    confidence, hits, there = (
-        joined.pop("confidence"),
-        joined.pop("hits").bool(),
-        joined.pop("present").bool(),
-    )
-    means = {name: value.mean().item() for name, value in joined.items()}
-    return {**means, **_confidence_metrics(confidence, hits, there)}
+MEANS = ("loss", "policy_loss", "kl", "confidence_loss", "clip_share", "entropy")
 
 
-def group_losses(
-    config: RlConfig, model: Any, reference: Any, catalogue: Catalogue, batch: Rollout
-) -> dict[str, torch.Tensor]:
+def backward(job: Job, batch: Batch) -> dict[str, float]:
+    """Accumulate the gradient of the mean loss over all groups, micro-batch by micro-batch; return the loss's parts.
+
+    Of several processes each takes a share of the groups; the gradient of the whole is the sum of theirs.
+    """
+    config, team = job.config, job.learner.team
+    mine = team.share(len(batch))
+    order = sorted(mine, key=lambda row: len(batch.prompts[row]))  # like lengths, less padding
+    size = config.micro_batch_size or len(batch)
+    found = {name: torch.zeros(len(mine), dtype=batch.logprobs.dtype) for name in MEANS}
+    found["confidence"] = torch.zeros((len(mine), batch.hits.shape[1]), dtype=batch.logprobs.dtype)
+    tokens_per_group = (batch.tokens >= 0).sum().item() / len(batch)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        with recomputed(job.model, when=config.recompute):
+            parts = group_losses(job, batch.take(rows), tokens_per_group)
+            (parts["loss"].sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+        for name, values in parts.items():
+            found[name][[row - mine.start for row in rows]] = values.detach().cpu().to(batch.logprobs.dtype)
+    whole = {name: team.whole(values, len(batch)) for name, values in found.items()}
+    confidence = whole.pop("confidence")
+    means = {name: values.mean().item() for name, values in whole.items()}
+    return {**means, **_confidence_metrics(confidence, batch.hits, batch.present)}
+
+
+def group_losses(job: Job, batch: Batch, tokens_per_group: float | None = None) -> dict[str, torch.Tensor]:
     """Run the packed forward and return the loss of every group, its parts, and the confidences.
 
+    Args:
+        job: model, trie and settings.
+        batch: the groups.
+        tokens_per_group: mean number of tokens of a group in the whole batch, by default in `batch`.
+
     Returns:
-        "loss", "policy_loss", "kl", "confidence_loss", "clip_share", each (B,); "confidence", "hits", "present",
-        each (B, G).
+        "loss", "policy_loss", "kl", "confidence_loss", "clip_share", "entropy", each (B,); "confidence" (B, G).
     """
-    device = next(model.parameters()).device
-    tokens, old, hits, partial, advantages, weight = (
-        value.to(device)
-        for value in (batch.tokens, batch.logprobs, batch.hits, batch.partial, batch.advantages, batch.weight)
-    )
-    there = tokens >= 0  # (B, G, L)
-    packed = pack_prefixes(batch.prompts, batch.tokens.numpy(), suffix=catalogue.vocabulary.suffix)
-    where = torch.from_numpy(packed.logit_index).to(device)
-    vocabulary = catalogue.vocabulary
-    settings: dict[str, Any] = {"normalize": config.normalize, "vocabulary": vocabulary, "trie": catalogue.trie}
-    hidden = packed_hidden_states(model, packed)
-    logprobs = losses.token_logprobs(model, hidden, where, tokens, **settings)
-    policy_loss = losses.policy(logprobs, old, advantages, there, clip=config.clip)
-    at_end = torch.from_numpy(packed.suffix_index).to(device).clamp(min=0)  # (B, G)
-    ends = hidden.gather(1, at_end[..., None].expand(-1, -1, hidden.shape[2]))  # (B, G, D)
-    logits = confidence_logit(model, ends, catalogue.vocabulary)
-    confidence_loss = _confidence_loss(config, logits, hits, there.any(2), partial)
+    config, vocabulary, model = job.config, job.catalogue.vocabulary, job.model
+    on = {name: value.to(job.device) for name, value in vars(batch).items() if name != "prompts"}
+    there = on["tokens"] >= 0  # (B, G, L)
+    packed = pack_prefixes(batch.prompts, batch.tokens.numpy(), suffix=vocabulary.suffix)
+    settings: dict[str, Any] = {"normalize": config.normalize, "vocabulary": vocabulary, "trie": job.catalogue.trie}
+    where = torch.from_numpy(packed.logit_index).to(job.device)
+    with autocast(job.device, config.precision):
+        hidden = packed_hidden_states(model, packed, config.attention)
+        logprobs, entropy = losses.token_logprobs(model, hidden, where, on["tokens"], entropy=True, **settings)
+        at_end = torch.from_numpy(packed.suffix_index).to(job.device).clamp(min=0)  # (B, G)
+        ends = hidden.gather(1, at_end[..., None].expand(-1, -1, hidden.shape[2]))  # (B, G, D)
+        logits = confidence_logit(model, ends, vocabulary)
+    clipping: dict[str, Any] = {"loss": config.loss, "clip": config.clip, "clip_high": config.clip_high}
+    ratios = (logprobs, on["logprobs"], on["advantages"], there)
+    policy_loss = losses.policy(*ratios, delta=config.delta, tokens_per_group=tokens_per_group, **clipping)
+    confidence_loss = _confidence_loss(config, logits, on["hits"], there.any(2), on["partial"])
     divergence = torch.zeros_like(policy_loss)
-    if reference is not None:
-        with torch.no_grad():
+    if job.reference is not None:
+        with job.reference.of(model) as frozen, autocast(job.device, config.precision):
             expected = losses.token_logprobs(
-                reference, packed_hidden_states(reference, packed), where, tokens, **settings
+                frozen, packed_hidden_states(frozen, packed, config.attention), where, on["tokens"], **settings
             )
         divergence = losses.kl(logprobs, expected, there)
-    ratio = torch.exp(logprobs.detach() - old)
-    clipped = ((ratio - 1).abs() > config.clip) & there
     return {
-        "loss": weight * policy_loss + config.beta * divergence + confidence_loss,
+        "loss": on["weight"] * policy_loss + config.beta * divergence + confidence_loss,
         "policy_loss": policy_loss,
         "kl": divergence,
         "confidence_loss": confidence_loss,
-        "clip_share": clipped.sum((1, 2)) / there.sum((1, 2)).clamp(min=1),
+        "clip_share": losses.clip_share(*ratios, **clipping),
+        "entropy": entropy,
         "confidence": torch.sigmoid(logits),
-        "hits": hits,
-        "present": there.any(2),
     }
 
 
@@ -298,7 +486,7 @@ def _confidence_loss(
     return config.lambda_brier * loss if config.confidence == "brier" else loss
 
 
-def _rollout_metrics(batch: Rollout) -> dict[str, float]:
+def _batch_metrics(batch: Batch) -> dict[str, float]:
     rank = np.where(batch.hits.numpy(), 0, 1)  # (B, G): a target id of 0 is a hit
     nothing = np.zeros(len(rank), dtype=np.int64)
     return {
@@ -306,7 +494,7 @@ def _rollout_metrics(batch: Rollout) -> dict[str, float]:
         "hit_rate": batch.hits.any(1).double().mean().item(),
         "hit_rate@1": batch.hits[:, 0].double().mean().item(),
         "rollout_ndcg": float(metrics.ndcg_at(rank, nothing, rank.shape[1]).mean()),
-        "zero_advantage_groups": (batch.advantages == 0).all(1).double().mean().item(),
+        "zero_advantage_groups": batch.constant.double().mean().item(),
         "difficulty_weight": batch.weight.mean().item(),
     }
 
@@ -320,25 +508,21 @@ def _confidence_metrics(confidence: torch.Tensor, hits: torch.Tensor, present: t
         "confidence_no_hit": present & ~with_hit,
     }
     values = {name: confidence[mask].mean().item() for name, mask in chosen.items() if bool(mask.any())}
-    scored = metrics.auroc(confidence[present].cpu().numpy(), hits[present].cpu().numpy())
+    scored = metrics.auroc(confidence[present].numpy(), hits[present].numpy())
     return values if np.isnan(scored) else {**values, "confidence_auroc": scored}
 
 
-def _validate(
-    config: RlConfig,
-    run: Run,
-    learner: Learner,
-    catalogue: Catalogue,
-    valid: data.Rows,
-    state: dict[str, Any],
-) -> dict[str, Any]:
-    found = validation_metrics(learner.model, catalogue, valid, config.num_beams, config.normalize)
+def _validate(job: Job, run: Run, valid: data.Rows, state: dict[str, Any]) -> dict[str, Any]:
+    config = job.config
+    with autocast(job.device, config.precision):
+        found = validation_metrics(job.model, job.catalogue, valid, config.num_beams, config.normalize, run.team)
     run.log(step=state["update"], seconds=state["seconds"], valid=found)
     best = run.best() or {"step": 0}
     better = best["step"] == 0 or found["ndcg@10"] > best["ndcg@10"]  # the start is there to compare, not to win
     if better:
         best = {"step": state["update"], **found}
-    run.save_checkpoint(state["update"], learner, state, best)
+    state = {**state, "stale": 0 if better else state["stale"] + 1}
+    run.save_checkpoint(state["update"], job.learner, state, best)
     say(
         f"rl update {state['update']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}, AUROC of confidence {found['confidence_auroc']:.3f}"

@@ -9,13 +9,16 @@
       items.json          titles and original ids
       SHA256SUMS          of the four files above that do not change
       checkpoints/
-        step-00000120/    model/ (config.json, model.safetensors), state.safetensors, state.json, SHA256SUMS
+        step-00000120/    model/ (config.json, model.safetensors: adapters are added in), state.safetensors, state.json,
+                          SHA256SUMS
       metrics.jsonl       one line per logged step
+      tensorboard/        the same for TensorBoard, where that is installed
       best.json           the step that was best on valid, and its metrics
       eval-test.json      what `ugr-fast eval` found
 
 Repeating a command on its own run directory resumes it; a directory that holds another run is refused. Checkpoints are
-whole or absent, and an altered file is refused. Nothing is pickled.
+whole or absent, and an altered file is refused. Nothing is pickled. Of several processes that share a run, the main one
+writes and all read.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,8 +63,11 @@ from ugr_fast.files import (
     write_json,
     writing,
 )
+from ugr_fast.lora import is_adapted, merged
 from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.team import ALONE, Team
 
+Schedule = Literal["cosine", "linear", "constant"]
 _CATALOGUE = ("vocabulary.json", "codes.safetensors", "items.json")
 
 
@@ -75,17 +81,20 @@ def seed_everything(seed: int) -> None:
 def choose_device(device: str) -> torch.device:
     """Return the torch device that "auto", "cpu", "cuda" or "cuda:1" names.
 
+    "auto" and "cuda" give each of several processes on a machine its own GPU.
+
     Raises:
         ValueError: another name, or a GPU that is not there.
     """
+    own = int(os.environ.get("LOCAL_RANK", "0"))
     if device in ("auto", "cpu"):
-        return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", own) if device == "auto" and torch.cuda.is_available() else torch.device("cpu")
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number or "0").isdecimal():
         raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
-    if int(number or 0) >= torch.cuda.device_count():
+    if int(number or own) >= torch.cuda.device_count():
         raise ValueError(f"`device` {device!r} is not available here; use cpu or auto")
-    return torch.device(device)
+    return torch.device("cuda", int(number or own))
 
 
 def set_threads(num_threads: int) -> None:
@@ -96,16 +105,16 @@ def set_threads(num_threads: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, team: Team) -> dict[str, Any]:
     """Return what besides the settings may change a result."""
     return {
         "ugr_fast": version("ugr-fast"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "device": str(device),
+        "device": device.type,
+        "processes": team.size,
         "threads": torch.get_num_threads(),
-        "attention": "sdpa",
     }
 
 
@@ -129,14 +138,25 @@ class Learner:
         model: what the optimisers move.
         optimizers: AdamW and, for the matrices inside the layers, Muon.
         average: the average of `model` over updates; None for none.
+        team: the processes whose gradients are summed.
     """
 
     model: Any
     optimizers: list[Optimizer]
     average: AveragedModel | None = None
+    team: Team = ALONE
 
     @classmethod
-    def make(cls, model: Any, lr: float, weight_decay: float, *, muon_lr: float = 0.0, average: float = 0.0) -> Learner:
+    def make(
+        cls,
+        model: Any,
+        lr: float,
+        weight_decay: float,
+        *,
+        muon_lr: float = 0.0,
+        average: float = 0.0,
+        team: Team = ALONE,
+    ) -> Learner:
         """Return a learner of `model`.
 
         Args:
@@ -145,6 +165,7 @@ class Learner:
             weight_decay: of matrices.
             muon_lr: peak learning rate of Muon for the matrices inside the layers; 0 leaves them to AdamW.
             average: decay of the running average of weights, a plain mean until 1 / (1 - decay) updates; 0 keeps none.
+            team: the processes that share the run.
 
         Source:
             Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
@@ -163,22 +184,23 @@ class Learner:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["peak"] = group["lr"]
         averaged = AveragedModel(model, multi_avg_fn=_running_average(average)) if average else None
-        return cls(model, optimizers, averaged)
+        return cls(model, optimizers, averaged, team)
 
     @property
     def used(self) -> Any:
         """The model to validate and keep: the average where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def schedule(self, progress: float) -> None:
-        """Set learning rates for `progress` in [0, 1]: linear warm-up over 5%, then cosine to 5% of each peak."""
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        factor = min(1.0, (progress + 1e-4) / 0.05) * (0.05 + 0.95 * cosine)
+    def schedule(self, progress: float, shape: Schedule = "cosine") -> None:
+        """Set learning rates for `progress` in [0, 1]: linear warm-up over 5%, then to 5% of each peak, or constant."""
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[shape]
+        factor = min(1.0, (progress + 1e-4) / 0.05) * (0.05 + 0.95 * fall)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * factor
 
     def descend(self, clip_grad: float) -> float:
-        """Clip the gradient, take one step, clear the gradient, and return its norm before clipping."""
+        """Sum the processes' gradients, clip, take one step, clear them; return the norm before clipping."""
+        self.team.sum_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad).item()
         if not math.isfinite(norm):
             raise ValueError(
@@ -192,18 +214,20 @@ class Learner:
         return norm
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return by name what goes on beside the used model: optimisers, random generators, the weights averaged."""
-        found = {"rng": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            found |= {f"rng.cuda.{gpu}": state for gpu, state in enumerate(torch.cuda.get_rng_state_all())}
+        """Return by name what goes on beside the used model: optimisers, random generators, the weights averaged.
+
+        All processes must call it, for the generators of each.
+        """
+        found = {"rng": self.team.whole(torch.get_rng_state()[None], self.team.size)}
+        if self._gpu is not None:
+            found["rng.cuda"] = self.team.whole(torch.cuda.get_rng_state(self._gpu)[None], self.team.size)
         for number, optimizer in enumerate(self.optimizers):
             for index, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
                     found[f"optimizer.{number}.{index}.{name}"] = torch.as_tensor(value).contiguous()
         if self.average is not None:
             found["average.count"] = self.average.n_averaged
-            found |= {f"weights.{name}": value.detach() for name, value in self.model.named_parameters()}
-        return found
+        return found | {name: value.detach() for name, value in self._beside().items()}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up what `tensors` returned."""
@@ -216,24 +240,49 @@ class Learner:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": restored})
         if self.average is not None:
             self.average.n_averaged.copy_(tensors["average.count"])
-            with torch.no_grad():
-                for name, value in self.model.named_parameters():
-                    value.copy_(tensors[f"weights.{name}"])
-        torch.set_rng_state(tensors["rng"])
-        for gpu in range(torch.cuda.device_count()):
-            if f"rng.cuda.{gpu}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"rng.cuda.{gpu}"], gpu)
+        with torch.no_grad():
+            for name, value in self._beside().items():
+                value.copy_(tensors[name])
+        torch.set_rng_state(tensors["rng"][self.team.rank])
+        if self._gpu is not None:
+            torch.cuda.set_rng_state(tensors["rng.cuda"][self.team.rank], self._gpu)
+
+    def _beside(self) -> dict[str, torch.nn.Parameter]:
+        """Return by name the trained weights that the saved model does not hold: it has adapters added in."""
+        kept = {} if self.average is None and not is_adapted(self.model) else {"weights": self.model}
+        if self.average is not None and is_adapted(self.model):
+            kept["average"] = self.average.module
+        return {
+            f"{kind}.{name}": value
+            for kind, model in kept.items()
+            for name, value in model.named_parameters()
+            if value.requires_grad or not is_adapted(self.model)
+        }
+
+    @property
+    def _gpu(self) -> torch.device | None:
+        device: torch.device = next(self.model.parameters()).device
+        return device if device.type == "cuda" else None
 
 
 class Run:
     """One run directory. Make it with `create` or open it with `open`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, team: Team = ALONE) -> None:
         self.folder = folder
+        self.team = team
+        self._board: Any = None
 
     @classmethod
-    def create(cls, folder: Path, command: str, settings: Any, device: torch.device) -> Run:
+    def create(cls, folder: Path, command: str, settings: Any, device: torch.device, team: Team = ALONE) -> Run:
         """Start a run, or take up the one that the same command and settings started.
+
+        Args:
+            folder: the run directory.
+            command: "sft" or "rl".
+            settings: their settings.
+            device: what they train on.
+            team: the processes that share the run; all call this.
 
         Raises:
             ValueError: a setting is out of range.
@@ -241,18 +290,22 @@ class Run:
             OSError: it cannot be made or written.
         """
         check(settings)
-        run = cls(Path(folder))
-        config = {"command": command, "settings": _plain(settings), "environment": environment(device)}
+        run = cls(Path(folder), team)
+        config = {"command": command, "settings": _plain(settings), "environment": environment(device, team)}
         config = json.loads(json.dumps(config))
-        path = run.folder / "config.json"
-        check_place(run.folder)
-        if path.is_file():
-            run._check_same(config, cls.open(folder).config)
-            return run
-        if run.folder.exists() and (not run.folder.is_dir() or any(not is_leftover(p) for p in run.folder.iterdir())):
-            raise FileExistsError(f"`out` must be a new folder or a run to resume, and {folder} is neither")
-        _make_folder(run.folder, config)
+        with team.main_first():
+            run._start(config)
         return run
+
+    def _start(self, config: dict[str, Any]) -> None:
+        folder = self.folder
+        check_place(folder)
+        if (folder / "config.json").is_file():
+            self._check_same(config, Run.open(folder).config)
+            return
+        if folder.exists() and (not folder.is_dir() or any(not is_leftover(p) for p in folder.iterdir())):
+            raise FileExistsError(f"`out` must be a new folder or a run to resume, and {folder} is neither")
+        _make_folder(folder, config)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -299,7 +352,10 @@ class Run:
         Raises:
             FileExistsError: the run was started with another catalogue.
         """
-        codes = np.ascontiguousarray(codes, dtype=np.int32)
+        with self.team.main_first():
+            self._save_catalogue(vocabulary, np.ascontiguousarray(codes, dtype=np.int32), titles, ids)
+
+    def _save_catalogue(self, vocabulary: SidVocabulary, codes: np.ndarray, titles: list[str], ids: list[str]) -> None:
         if (self.folder / CHECKSUMS).exists():
             if not np.array_equal(codes, self.load_codes()) or (titles, ids) != self.load_items():
                 raise FileExistsError(
@@ -365,10 +421,25 @@ class Run:
     # --------------------------------------------------------------------------------------------- metrics
 
     def log(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and the same numbers to TensorBoard where that is installed."""
+        if not self.team.is_main:
+            return
         path = self.folder / "metrics.jsonl"
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(values)) + "\n")
+        self._show(values)
+
+    def _show(self, values: dict[str, Any]) -> None:
+        """Add a line of metrics.jsonl to TensorBoard's files; the first one drops what an interrupted run had there."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        if self._board is None:
+            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=values["step"])
+        for name, value in _scalars(values):
+            self._board.add_scalar(name, value, values["step"])
+        self._board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
@@ -399,16 +470,18 @@ class Run:
             state: JSON values that the loop needs to go on.
             best: the step that is best on valid so far, as "step", and its metrics.
         """
-        target = self.checkpoint(step)
-        if not target.exists():
-            with new_folder(target) as folder:
-                with _no_bars():
-                    learner.used.save_pretrained(folder / "model")
-                save_tensors(learner.tensors(), folder / "state.safetensors")
-                write_json(folder / "state.json", {**state, "step": step, "best": best})
-                files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-                write_checksums(folder, files)
-        self._settle(best)
+        tensors = learner.tensors()
+        if self.team.is_main:
+            if not self.checkpoint(step).exists():
+                with new_folder(self.checkpoint(step)) as folder:
+                    with _no_bars():
+                        merged(learner.used).save_pretrained(folder / "model")
+                    save_tensors(tensors, folder / "state.safetensors")
+                    write_json(folder / "state.json", {**state, "step": step, "best": best})
+                    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+                    write_checksums(folder, files)
+            self._settle(best)
+        self.team.wait()
 
     def _settle(self, best: dict[str, Any]) -> None:
         """Record the best step, and remove checkpoints that are neither the best nor the last."""
@@ -424,24 +497,27 @@ class Run:
             ValueError: the checkpoint was truncated or altered.
         """
         steps = self.steps()
-        if not steps:
-            self._forget_after(-1)
-            (self.folder / "best.json").unlink(missing_ok=True)
-            return None
-        folder = self.checkpoint(steps[-1])
+        state = self._take_up(self.checkpoint(steps[-1]), learner) if steps else None
+        self.team.wait()
+        if self.team.is_main:
+            self._forget_after(state["step"] if state else -1)
+            if state:
+                self._settle(state["best"])
+            else:
+                (self.folder / "best.json").unlink(missing_ok=True)
+        self.team.wait()
+        return state
+
+    def _take_up(self, folder: Path, learner: Learner) -> dict[str, Any]:
+        """Load the checkpoint in `folder` into `learner` and return its state."""
         with _altered(f"remove {folder} to go on from what came before it"):
             check_checksums(folder)
             state: dict[str, Any] = read_json(folder / "state.json", "ugr-fast sft")
-            weights: dict[str, torch.Tensor] = {}
-            for part in sorted((folder / "model").glob("*.safetensors")):  # large models come in several
-                weights |= load_tensors(part)
             tensors = load_tensors(folder / "state.safetensors")
-            missing, unexpected = learner.used.load_state_dict(weights, strict=False)
+            missing, unexpected = _load_weights(learner.used, folder / "model")
             learner.restore(tensors)
         if unexpected or any(key != "lm_head.weight" for key in missing):
             raise ValueError(f"checkpoint {folder} belongs to another model; remove it or choose another `out`")
-        self._forget_after(state["step"])
-        self._settle(state["best"])
         return state
 
     def best(self) -> dict[str, Any] | None:
@@ -466,6 +542,15 @@ class Run:
         return load_model(self.checkpoint(step) / "model", device)
 
 
+def _scalars(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line of metrics.jsonl, those of an inner dict as "valid/hr@10"."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{above}{name}/")
+        elif isinstance(value, (int, float)):
+            yield f"{above}{name}", value
+
+
 def _make_folder(folder: Path, config: dict[str, Any]) -> None:
     """Make `folder` with its config.json, or leave nothing."""
     new = not folder.exists()
@@ -477,6 +562,19 @@ def _make_folder(folder: Path, config: dict[str, Any]) -> None:
         if new:
             folder.rmdir()
         raise
+
+
+def _load_weights(model: Any, folder: Path) -> Any:
+    """Load the weights in `folder` into `model`; return the names that one has and the other has not.
+
+    Those of an adapted model lie in state.safetensors: here its adapters are added in.
+    """
+    if is_adapted(model):
+        return [], []
+    weights: dict[str, torch.Tensor] = {}
+    for part in sorted(folder.glob("*.safetensors")):  # large models come in several
+        weights |= load_tensors(part)
+    return model.load_state_dict(weights, strict=False)
 
 
 def load_model(folder: Path, device: torch.device) -> Any:

@@ -21,10 +21,20 @@ from torch.nn.functional import cross_entropy, dropout
 
 from ugr_fast import data, sids
 from ugr_fast.configs import check
-from ugr_fast.model import Catalogue, SidVocabulary, head_logits, refuse_windows
+from ugr_fast.lora import with_lora
+from ugr_fast.model import (
+    Catalogue,
+    SidVocabulary,
+    autocast,
+    head_logits,
+    recomputed,
+    refuse_windows,
+    unwrapped,
+)
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, load_model, seed_everything, set_threads
+from ugr_fast.team import Team
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +54,7 @@ def train(config: SftConfig) -> dict[str, Any]:
     check(config)
     set_threads(config.threads)
     device = choose_device(config.device)
+    team = Team.join(device)
     dataset = data.load(config.data)
     codes = sids.load_codes(config.sids)
     if len(codes) != dataset.num_items:
@@ -55,10 +66,14 @@ def train(config: SftConfig) -> dict[str, Any]:
     if config.model is None and config.warm_start:
         warm_start(model, vocabulary, sids.load_code_vectors(config.sids), config.warm_start)
     model.to(device)
-    run = Run.create(config.out, "sft", config, device)
+    if config.lora:
+        model = with_lora(model, config.lora, config.lora_alpha)
+    if not team.is_main:
+        torch.manual_seed(config.seed + team.rank)  # no two processes drop out the same
+    run = Run.create(config.out, "sft", config, device, team)
     run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
     catalogue = Catalogue.build(vocabulary, codes)
-    learner = make_learner(config, model)
+    learner = make_learner(config, model, team)
     state = run.resume(learner) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed).latest(config.history)
     sequences = data.sequences(dataset.train)
@@ -170,12 +185,12 @@ def _load_tokenizer(folder: Path) -> Any:
         raise ValueError(f"`model` {folder} must hold a tokenizer ({str(error).splitlines()[0]})") from error
 
 
-def make_learner(config: SftConfig, model: Any) -> Learner:
+def make_learner(config: SftConfig, model: Any, team: Team) -> Learner:
     """Return the learner of `model`; a given model gets gentler learning rates than one from scratch."""
     small = config.model is None
     lr = (2e-3 if small else 2e-4) if config.lr is None else config.lr
     muon_lr = (0.02 if small else 0.0) if config.muon_lr is None else config.muon_lr
-    return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=config.average)
+    return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=config.average, team=team)
 
 
 def collate(catalogue: Catalogue, windows: data.Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,11 +229,38 @@ def loss_of(model: Any, tokens: torch.Tensor, targets: torch.Tensor, label_smoot
 
     Rows are padded on the right, where a causal model does not look.
     """
-    decoder = getattr(model, model.base_model_prefix)
+    causal = unwrapped(model)
+    decoder = getattr(causal, causal.base_model_prefix)
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
     wanted = targets != IGNORE
-    logits = head_logits(model, hidden[wanted]).float()
+    logits = head_logits(model, hidden[wanted])
     return cross_entropy(logits, targets[wanted], label_smoothing=label_smoothing)
+
+
+def backward(config: SftConfig, learner: Learner, tokens: torch.Tensor, targets: torch.Tensor) -> float:
+    """Accumulate the gradient of the mean loss over all targets, micro-batch by micro-batch; return that mean.
+
+    Of several processes each takes a share of the rows.
+
+    Args:
+        config: the settings.
+        learner: the model in training.
+        tokens: (B, T) of all processes.
+        targets: (B, T).
+    """
+    device = next(learner.model.parameters()).device
+    share = learner.team.share(len(tokens))
+    size = config.micro_batch_size or len(tokens)
+    count, mean = (targets != IGNORE).sum().item(), 0.0
+    for start in range(share.start, share.stop, size):
+        some = slice(start, min(start + size, share.stop))
+        part = (targets[some] != IGNORE).sum().item() / count
+        with recomputed(learner.model, when=config.recompute):
+            with autocast(device, config.precision):
+                loss = loss_of(learner.model, tokens[some].to(device), targets[some].to(device), config.label_smoothing)
+            (loss * part).backward()  # type: ignore[no-untyped-call]
+        mean += loss.item() * part
+    return learner.team.total(mean)
 
 
 def _epoch(
@@ -232,17 +274,13 @@ def _epoch(
     rng = np.random.default_rng([config.seed, state["epoch"]])
     windows = data.windows(sequences, config.history + 1, rng)
     order = batches(windows, config.batch_size, rng)
-    device = next(learner.model.parameters()).device
     learner.model.train()
     losses, norms, started = [], [], time.monotonic()
     with bar(f"sft epoch {state['epoch'] + 1}/{config.epochs}", len(order)) as advance:
         for index, rows in enumerate(order):
-            learner.schedule((state["epoch"] + index / len(order)) / config.epochs)
-            tokens, targets = collate(catalogue, windows, rows)
-            loss = loss_of(learner.model, tokens.to(device), targets.to(device), config.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            learner.schedule((state["epoch"] + index / len(order)) / config.epochs, config.schedule)
+            losses.append(backward(config, learner, *collate(catalogue, windows, rows)))
             norms.append(learner.descend(config.clip_grad))
-            losses.append(loss.item())
             advance(1, note=f"loss {losses[-1]:.3f}")
     state = {
         **state,
@@ -268,7 +306,8 @@ def _validate(
     valid: data.Rows,
     state: dict[str, Any],
 ) -> dict[str, Any]:
-    found = validation_metrics(learner.used.eval(), catalogue, valid, config.num_beams)
+    with autocast(next(learner.model.parameters()).device, config.precision):
+        found = validation_metrics(learner.used.eval(), catalogue, valid, config.num_beams, team=run.team)
     run.log(step=state["step"], epoch=state["epoch"], seconds=state["seconds"], valid=found)
     best = run.best() or {"ndcg@10": -1.0}
     better = found["ndcg@10"] > best["ndcg@10"]

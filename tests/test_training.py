@@ -1,0 +1,157 @@
+"""Whole training runs with the options of large models: adapters, half precision, early stopping, logs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+import tiny  # noqa: E402
+import transformers  # noqa: E402
+from pipeline import call  # noqa: E402
+from ugr_fast.lora import is_adapted  # noqa: E402
+from ugr_fast.run import Learner, Run  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+LORA = ["--lora", 4, "--lora-alpha", 8]
+
+
+def done(*args):
+    outcome = call(*args)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def adapted(pipeline, tmp_path_factory):
+    """A language model, fine-tuned with adapters."""
+    folder = tmp_path_factory.mktemp("adapted")
+    tiny.language_model(folder / "model")
+    done(*pipeline.sft_args(folder / "sft", "--model", folder / "model", "--lr", 1e-2, *LORA))
+    return folder
+
+
+def test_adapters_through_both_stages(pipeline, adapted, tmp_path):
+    """What each stage saves is a plain model: the next one, evaluation and other programs need no adapters."""
+    more = [*LORA, "--beta", 0.1, "--precision", "bfloat16", "--recompute", "--lr", 1e-2, "--inner-updates", 2]
+    done(*pipeline.rl_args(tmp_path / "rl", "--run", adapted / "sft", *more))
+    for folder in (adapted / "sft", tmp_path / "rl"):
+        saved = Run.open(folder).load_model(torch.device("cpu"), "last")
+        assert type(saved).__name__ == "Qwen3ForCausalLM"
+        assert saved.get_input_embeddings().weight is saved.get_output_embeddings().weight
+        assert not is_adapted(saved)
+        losses = [line["loss"] for line in lines(folder) if "loss" in line]
+        assert np.isfinite(losses).all()
+    assert lines(adapted / "sft")[-1]["valid"]["hr@10"] > 0.2
+    assert any(line["kl"] > 0 for line in lines(tmp_path / "rl") if "kl" in line)
+    done("eval", "--run", tmp_path / "rl", "--data", pipeline.data, "--num-beams", 10, "--threads", 1)
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_adapters_interrupted(pipeline, adapted, tmp_path, monkeypatch, stage):
+    """Adapters, their optimiser and the average go on bit for bit."""
+    arguments = {
+        "sft": pipeline.sft_args("OUT", "--model", adapted / "model", *LORA),
+        "rl": pipeline.rl_args("OUT", "--run", adapted / "sft", "--lr", 1e-2, *LORA),
+    }[stage]
+    whole, cut = ([tmp_path / name if word == "OUT" else word for word in arguments] for name in ("whole", "cut"))
+    done(*whole)
+    number = iter(range(100))
+    original = Learner.descend
+
+    def dies(self, clip_grad):
+        if next(number) == (3 if stage == "sft" else 2):
+            raise KeyboardInterrupt
+        return original(self, clip_grad)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "descend", dies)
+        assert call(*cut).code == 130
+    done(*cut)
+    for name in ("model/model.safetensors", "state.safetensors"):
+        found = [sorted((tmp_path / run).glob(f"checkpoints/*/{name}"))[-1].read_bytes() for run in ("whole", "cut")]
+        assert found[0] == found[1], name
+
+
+def test_a_sharded_or_foreign_reader_finds_what_was_trained(adapted):
+    """The merged weights are those that were validated."""
+    run = Run.open(adapted / "sft")
+    folder = run.checkpoint(run.steps()[-1]) / "model"
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.isfinite(parameter).all() for parameter in again.parameters())
+    assert not [path for path in folder.iterdir() if "adapter" in path.name]
+
+
+def test_rl_stops_early(pipeline, tmp_path):
+    done(*pipeline.rl_args(tmp_path / "rl", "--updates", 50, "--eval-every", 1, "--patience", 2, "--lr", 1e-9))
+    assert lines(tmp_path / "rl")[-1]["step"] == 3  # the first trained is the best, and two are no better
+    again = done(*pipeline.rl_args(tmp_path / "rl", "--updates", 50, "--eval-every", 1, "--patience", 2, "--lr", 1e-9))
+    assert "best on valid: step 1," in again.out
+    assert lines(tmp_path / "rl")[-1]["step"] == 3
+
+
+def test_what_an_update_logs(pipeline):
+    found = next(line for line in lines(pipeline.rl) if "loss" in line)
+    for name in (
+        *("loss", "policy_loss", "kl", "confidence_loss", "clip_share", "entropy", "grad_norm"),
+        *("reward", "hit_rate", "rollout_ndcg", "zero_advantage_groups", "difficulty_weight"),
+        *("confidence_hits", "confidence_misses", "confidence_no_hit", "confidence_auroc"),
+        *("seconds_rollout", "seconds_reward", "seconds_update", "prompts_per_second"),
+    ):
+        assert np.isfinite(found[name]), name
+    assert found["entropy"] > 0
+
+
+def test_tensorboard_shows_the_same_numbers(pipeline):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(pipeline.rl / "tensorboard"))
+    reader.Reload()
+    logged = lines(pipeline.rl)
+    for name in ("loss", "hit_rate", "entropy"):
+        expected = [(line["step"], line[name]) for line in logged if name in line]
+        found = [(event.step, event.value) for event in reader.Scalars(name)]
+        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+    assert [event.step for event in reader.Scalars("valid/ndcg@10")] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("shape", ["linear", "constant"])
+def test_other_schedules(shape):
+    model = tiny.model(tiny.catalogue().vocabulary).float()
+    learner = Learner.make(model, 1e-3, 0.0)
+    rates = []
+    for progress in (0.0, 0.025, 0.05, 0.5, 1.0):
+        learner.schedule(progress, shape)
+        rates.append(learner.optimizers[0].param_groups[0]["lr"] / 1e-3)
+    after = {"linear": [0.9525, 0.525, 0.05], "constant": [1, 1, 1]}[shape]
+    assert rates[2:] == pytest.approx(after)
+    assert rates[0] < 0.01
+    assert 0.4 < rates[1] < 0.6
+
+
+def test_settings_change_what_they_name(pipeline, tmp_path):
+    """Every policy option runs through the command, and none is silently ignored."""
+    base = {"--updates": 3, "--inner-updates": 2, "--lr": 1e-2, "--rollout": "stochastic", "--normalize": "allowed"}
+    cases = {
+        "plain": {},
+        "dapo": {"--loss": "dapo", "--clip-high": 0.28},
+        "cispo": {"--loss": "cispo", "--clip-high": 5},
+        "gspo": {"--loss": "gspo", "--clip": 0.001},
+        "importance": {"--scale": "importance"},
+        "probability": {"--difficulty": "probability"},
+        "sum": {"--reward": "match + 0.5*prefix_match"},
+        "linear": {"--schedule": "linear"},
+    }
+    found = {}
+    for name, more in cases.items():
+        words = [word for pair in {**base, **more}.items() for word in pair]
+        done(*pipeline.rl_args(tmp_path / name, *words))
+        step = sorted((tmp_path / name / "checkpoints").iterdir())[-1]
+        found[name] = (step / "model" / "model.safetensors").read_bytes()
+    assert len(set(found.values())) == len(cases)
