@@ -19,6 +19,7 @@ from threading import get_ident
 from typing import Any
 
 CHECKSUMS = "SHA256SUMS"
+_LEFTOVER = re.compile(r"\..+?\.(\d+)(?:\.\d+)?\.tmp")  # name, process and, for a file, thread
 _UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR)
 )
@@ -94,6 +95,21 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder under a temporary name, so that `path` is whole or absent if the process is killed meanwhile."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    path.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes left in `folder`, which is ours alone."""
+    for path in folder.glob(".*.tmp"):
+        owner = _LEFTOVER.fullmatch(path.name)
+        if owner and not _is_running(int(owner[1])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _remove_unfinished(path: Path) -> None:
     """Remove what killed processes left of `path`."""
     for left in path.parent.iterdir():
@@ -116,7 +132,7 @@ def _is_running(process: int) -> bool:
 
 def is_leftover(path: Path) -> bool:
     """Whether `path` is a temporary file or folder that a killed process left."""
-    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def finite(value: Any) -> Any:

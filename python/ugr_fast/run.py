@@ -29,7 +29,6 @@ import math
 import os
 import platform
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +58,8 @@ from ugr_fast.files import (
     new_folder,
     read_json,
     read_json_lines,
+    remove_folder,
+    remove_leftovers,
     write_checksums,
     write_json,
     writing,
@@ -488,7 +489,7 @@ class Run:
         write_json(self.folder / "best.json", best)
         for step in self.steps()[:-1]:
             if step != best["step"]:
-                shutil.rmtree(self.checkpoint(step))
+                remove_folder(self.checkpoint(step))
 
     def resume(self, learner: Learner) -> dict[str, Any] | None:
         """Load the newest checkpoint into `learner` and return its state; None if there is none.
@@ -496,6 +497,9 @@ class Run:
         Raises:
             ValueError: the checkpoint was truncated or altered.
         """
+        if self.team.is_main:
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_leftovers(folder)
         steps = self.steps()
         state = self._take_up(self.checkpoint(steps[-1]), learner) if steps else None
         self.team.wait()
