@@ -10,10 +10,6 @@ import tiny  # noqa: E402
 import transformers  # noqa: E402
 from ugr_fast.lora import Reference, is_adapted, merged, with_lora  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # GPT-2's layers are transposed
-]
 TOKENS = torch.tensor([[3, 7, 2, 9], [4, 4, 8, 1]])
 
 

@@ -733,7 +733,7 @@ def test_unknown_choices_are_refused():
         losses.confidence_alignment(torch.zeros(1, 2), hit, objective="Brier")
     with pytest.raises(ValueError, match=r"`loss` must be .* got 'drgrpo'"):
         losses.policy(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1, 2), there, loss="drgrpo")
-    with pytest.raises(ValueError, match=r"`clip_high` must be given for loss='cispo'"):
+    with pytest.raises(ValueError, match=r"`clip_high` must be the largest ratio itself for loss='cispo', got None"):
         losses.policy(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1, 2), there, loss="cispo")
     with pytest.raises(ValueError, match=r"`delta` must be above the upper clip bound, 1.2, got 1.1"):
         losses.policy(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1, 2), there, delta=1.1)

@@ -17,6 +17,7 @@ from ugr_fast.model import (
     head_logits,
     hidden_states,
     packed_hidden_states,
+    recomputed,
     takes_pattern,
 )
 from ugr_fast.packing import pack_prefixes
@@ -288,3 +289,26 @@ def test_a_candidate_outside_of_what_is_counted_has_no_log_prob():
 def test_a_semantic_id_that_begins_another_is_refused():
     with pytest.raises(ValueError, match="must not hold the semantic ID of one item as the beginning of another's"):
         Catalogue.build(SidVocabulary.from_scratch((2, 2)), [[1, -1], [1, 0]])
+
+
+@pytest.mark.parametrize("name", ["OPT", "Falcon", "GPT2"])
+def test_recomputed_layers_drop_nothing_out(name):
+    """OPT and Falcon drop out in their layers' own forward, by the layer's mode."""
+    settings = {
+        "OPT": {"dropout": 0.5, "ffn_dim": 48, "word_embed_proj_dim": 32},
+        "Falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+        "GPT2": {"resid_pdrop": 0.5, "attn_pdrop": 0.5},
+    }[name]
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 20}
+    made = getattr(transformers, f"{name}Config")(**common, **settings)
+    model = transformers.AutoModelForCausalLM.from_config(made)
+    model.eval()
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    found = []
+    for when in (False, True):
+        model.zero_grad()
+        with recomputed(model, when=when):
+            model(tokens, use_cache=False).logits.square().mean().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert not any("forward" in vars(module) for module in model.modules())

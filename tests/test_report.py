@@ -200,6 +200,8 @@ def test_markdown_table_marks_the_best_as_shown():
         ({"reward": "match", "difficulty": "none", "confidence": "none"}, "GRPO, 0/1 reward"),
         ({"reward": "ranking", "difficulty": "none", "confidence": "none"}, "ranking reward, no confidence"),
         ({"difficulty": "none"}, "uncertainty-weighted reward, brier confidence"),
+        ({"scale": "none", "lora": 16}, "UGR, brier confidence, scale none, lora 16"),
+        ({"difficulty": "discount"}, "uncertainty-weighted reward, difficulty by discount, brier confidence"),
         ({"confidence": "none"}, "uncertainty-weighted reward, difficulty weight, no confidence"),
     ],
 )

@@ -19,10 +19,6 @@ from ugr_fast.lora import Reference, with_lora
 from ugr_fast.model import recomputed
 from ugr_fast.run import Learner
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # GPT-2's layers are transposed
-]
 CONFIG = RlConfig(run=Path("run"), data=Path("data"), out=Path("out"), group=6, batch_size=5, micro_batch_size=5)
 ROWS = Rows.of([[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11, 12]], targets=[13, 14, 15, 16, 17])
 
@@ -349,6 +345,10 @@ def test_a_reward_of_ones_own_must_fit():
     for name, text in (
         ("test_rl:missing", "must name a function in a module on Python's path"),
         ("no_such_module:f", "must name a function in a module on Python's path"),
+        ("test_rl:CONFIG", "must name a function, got RlConfig"),
+        ("test_rl:nothing", r"must return shape \(5, 6\), got \(\), NoneType"),
+        ("test_rl:words", r"must return numbers of shape \(5, 6\), got str"),
+        ("test_rl:infinite", "must return finite numbers"),
     ):
         wrong = dataclasses.replace(job, config=dataclasses.replace(CONFIG, reward=name))
         with pytest.raises(ValueError, match=text):
@@ -365,9 +365,42 @@ def one_number(_candidates):
     return 1.0
 
 
+def nothing(_candidates):
+    return None
+
+
+def words(_candidates):
+    return "good"
+
+
+def infinite(candidates):
+    return candidates.scores * -torch.inf
+
+
+def half_known(candidates):
+    """Cannot tell the first candidate, and spoils what it was given."""
+    found = candidates.hits.float().numpy().astype(">f8")
+    found[:, 0] = np.nan
+    candidates.tokens.fill_(-1)
+    candidates.logprobs.exp_()
+    return found
+
+
+def test_a_reward_that_cannot_be_told_leaves_the_sum_untold_and_gets_a_copy():
+    catalogue = tiny.catalogue()
+    config = dataclasses.replace(CONFIG, reward="match + 0.5*test_rl:half_known")
+    job = make_job(config, tiny.model(catalogue.vocabulary), catalogue)
+    batch = roll_out(job)
+    assert batch.rewards[:, 0].isnan().all()
+    assert (batch.advantages[:, 0] == 0).all()
+    assert not batch.rewards[:, 1:].isnan().any()
+    assert (batch.tokens >= 0).all()
+    assert (batch.logprobs <= 0).all()
+
+
 def test_importance_weights_make_a_sum_over_candidates():
     config = dataclasses.replace(
-        CONFIG, scale="importance", rollout="stochastic", normalize="allowed", reward="match", group=3
+        CONFIG, scale="importance", rollout="stochastic", normalize="allowed", reward="match", group=3, loss="dr_grpo"
     )
     catalogue = tiny.catalogue()
     model = tiny.model(catalogue.vocabulary, spread=1.0)

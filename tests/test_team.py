@@ -86,6 +86,27 @@ with team.main_first():
 """
 
 
+CUT = """
+import sys
+from ugr_fast import cli
+from ugr_fast.run import Learner, Run
+
+save, descend, saved = Run.save_checkpoint, Learner.descend, []
+
+def counted(self, *args):
+    save(self, *args)
+    saved.append(args[0])
+
+def dies(self, clip_grad):
+    if saved and saved[-1] > 0:
+        sys.exit(0)  # every process at the same place, one update after a checkpoint
+    return descend(self, clip_grad)
+
+Run.save_checkpoint, Learner.descend = counted, dies
+cli.main(sys.argv[1:])
+"""
+
+
 def test_rows_of_three_processes(tmp_path):
     script = tmp_path / "rows.py"
     script.write_text(ROWS)
@@ -131,6 +152,20 @@ def test_two_processes_equal_one(pipeline, tmp_path, command):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["environment"]["processes"] == 2
     refused = call(*arguments(tmp_path / "two", *more))  # a run goes on as it began
     assert "holds another run (environment: processes 2 -> 1)" in refused.err
+
+
+def test_two_processes_go_on_where_they_were_interrupted(pipeline, tmp_path):
+    """Cut short after the first checkpoint; dropout makes the random generator of each process matter."""
+    arguments, more = pipeline.sft_args, ["--epochs", 3]
+    script = tmp_path / "cut.py"
+    script.write_text(CUT)
+    together(2, "-m", "ugr_fast.cli", *arguments(tmp_path / "whole", *more))
+    together(2, script, *arguments(tmp_path / "cut", *more))
+    assert len(final(tmp_path / "cut")[1]) < len(final(tmp_path / "whole")[1])
+    together(2, "-m", "ugr_fast.cli", *arguments(tmp_path / "cut", *more))
+    for name in ("model/model.safetensors", "state.safetensors"):
+        found = [sorted((tmp_path / run).glob(f"checkpoints/*/{name}"))[-1].read_bytes() for run in ("whole", "cut")]
+        assert found[0] == found[1], name
 
 
 def test_evaluation_of_two_processes_is_that_of_one(pipeline, tmp_path):

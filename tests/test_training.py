@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from pipeline import call  # noqa: E402
 from ugr_fast.lora import is_adapted  # noqa: E402
 from ugr_fast.run import Learner, Run  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LORA = ["--lora", 4, "--lora-alpha", 8]
 
 
@@ -78,6 +78,23 @@ def test_adapters_interrupted(pipeline, adapted, tmp_path, monkeypatch, stage):
     for name in ("model/model.safetensors", "state.safetensors"):
         found = [sorted((tmp_path / run).glob(f"checkpoints/*/{name}"))[-1].read_bytes() for run in ("whole", "cut")]
         assert found[0] == found[1], name
+
+
+def test_adapters_of_another_start_are_refused(pipeline, adapted, tmp_path):
+    """They are worth nothing beside other weights, and the checkpoint does not hold those that are frozen."""
+    shutil.copytree(adapted / "sft", tmp_path / "start")
+    arguments = pipeline.rl_args(tmp_path / "rl", "--run", tmp_path / "start", *LORA)
+    done(*arguments)
+    run = Run.open(tmp_path / "start")
+    model = run.load_model(torch.device("cpu"))
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    folder = run.model_folder()
+    model.save_pretrained(folder)
+    (folder.parent / "SHA256SUMS").unlink()
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert "holds another run (environment: start '" in outcome.err
 
 
 def test_a_sharded_or_foreign_reader_finds_what_was_trained(adapted):
@@ -143,7 +160,7 @@ def test_settings_change_what_they_name(pipeline, tmp_path):
         "dapo": {"--loss": "dapo", "--clip-high": 0.28},
         "cispo": {"--loss": "cispo", "--clip-high": 5},
         "gspo": {"--loss": "gspo", "--clip": 0.001},
-        "importance": {"--scale": "importance"},
+        "importance": {"--scale": "importance", "--loss": "dr_grpo"},
         "probability": {"--difficulty": "probability"},
         "sum": {"--reward": "match + 0.5*prefix_match"},
         "linear": {"--schedule": "linear"},

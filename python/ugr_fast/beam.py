@@ -98,7 +98,7 @@ class BeamResult:
             >>> found.expand_items(4)
             array([[ 0,  2,  1, -1]])
 
-        Source: DESIGN "item-level ranking".
+        Source: docs/trie.md.
         """
         if self._trie is None:
             raise RuntimeError("`expand_items` needs a result that a search has made")
@@ -149,7 +149,7 @@ class BeamSearch:
         >>> search.result().items
         array([[0, 1]])
 
-    Source: DESIGN "exact beam search"; Kool et al. (arXiv 1903.06059), stochastic beams; Vijayakumar et al.
+    Source: docs/trie.md; Kool et al. (arXiv 1903.06059), stochastic beams; Vijayakumar et al.
         (arXiv 1610.02424), groups. The kernel is rust/beam.rs.
     """
 
@@ -320,7 +320,7 @@ class BeamSearch:
             array([[[5],
                     [3]]])
 
-        Source: DESIGN "exact beam search"; the kernel is rust/beam.rs.
+        Source: docs/trie.md; the kernel is rust/beam.rs.
         """
         if self._done:
             raise RuntimeError("`step` has nothing left to extend; the search is done, call `result`")
@@ -379,7 +379,7 @@ class BeamSearch:
             >>> search.result().items
             array([[ 0,  1, -1]])
 
-        Source: DESIGN "items" and "padding".
+        Source: docs/trie.md.
         """
         if not self.done or self._totals is None or self._keys is None:
             raise RuntimeError("`result` needs a search that is done; call `step` until `done`")
@@ -511,7 +511,7 @@ def beam_search(
         array([[[1, 1],
                 [1, 0]]])
 
-    Source: DESIGN "exact beam search".
+    Source: docs/trie.md.
     """
     search = BeamSearch(trie, batch_size, num_beams, **settings)
     while not search.done:

@@ -115,6 +115,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
+EXTRAS = {"torch", "transformers", "peft", "accelerate", "pyarrow", "faiss", "vector_quantize_pytorch", "matplotlib"}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that `args` (by default the process's arguments) names.
 
@@ -126,13 +129,13 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     command = _parse(args)
     try:
-        with nullcontext() if is_main_process() else redirect_stdout(None):
+        with open(os.devnull, "w") as nowhere, nullcontext() if is_main_process() else redirect_stdout(nowhere):
             command()
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("UGR_FAST_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
             message += "; pip install 'ugr-fast[all]'"
         print(f"ugr-fast: {message}", file=sys.stderr)
         sys.exit(2)

@@ -125,8 +125,9 @@ class SftConfig:
     warm_start: float = 1.0
     """Start the small decoder's tokens from where their codes lie among the item embeddings, scaled by this; 0 starts
     from noise, as does a folder of semantic IDs made without embeddings."""
-    average: float = 0.995
-    """Decay of the running average of weights that is validated and kept; 0 keeps the weights of the last update."""
+    average: float | None = None
+    """Decay of the running average of weights that is validated and kept, by default 0.995 for the small decoder; 0
+    keeps the weights of the last update, the default for a given model, of which an average would be a second copy."""
     eval_every: int = 2
     """Epochs between validations; each writes a checkpoint."""
     patience: int = 4
@@ -147,17 +148,20 @@ class SftConfig:
     seed: int = 0
     """Seed of weights, order and dropout."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:NUMBER."""
     threads: int = 0
     """Threads of torch; 0 keeps torch's choice."""
 
 
 @dataclass(frozen=True)
 class RlConfig:
-    """Train a fine-tuned run further with UGR or one of its baselines; repeat the command to resume."""
+    """Train a fine-tuned run further with UGR or one of its baselines; repeat the command to resume.
+
+    "As released" means as in the code that was published with UGR.
+    """
 
     run: Path
-    """Run directory of `ugr-fast sft`."""
+    """Run directory of `ugr-fast sft`, or of `ugr-fast rl` to go on from its best checkpoint."""
     data: Path
     """Data folder."""
     out: Path
@@ -179,7 +183,7 @@ class RlConfig:
     alpha_min: float = 0.0
     """Weight of a group whose target ranks first (or is certain)."""
     drop_constant_groups: bool = False
-    """Leave groups whose advantages are all 0 out of the update, their confidences too, and out of its means."""
+    """Leave groups whose advantages are all 0 out of the update and of the means of losses, their confidences too."""
     confidence: Literal["released", "logit", "brier", "none"] = "released"
     """Objective of the confidence tokens."""
     lambda_wrong: float = 0.5
@@ -191,7 +195,7 @@ class RlConfig:
     gamma: float = 0.5
     """Share of a candidate's own outcome in the brier target; the rest is its group's hit rate."""
     beta: float = 0.0
-    """Weight of KL to the fine-tuned model."""
+    """Weight of the KL to the model that the run starts from."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
     """Policy loss: how tokens are averaged, and what is clipped."""
     clip: float = 0.2
@@ -199,9 +203,10 @@ class RlConfig:
     clip_high: float | None = None
     """Upper clip range, by default `clip`; for cispo the largest ratio itself, which must be given."""
     delta: float | None = None
-    """Largest ratio that counts for candidates with a negative advantage (two-sided clipping); none by default."""
+    """Largest ratio that counts for candidates with a negative advantage (two-sided clipping; not for cispo); none by
+    default."""
     normalize: Literal["full", "sid", "allowed"] = "full"
-    """What token log-probs are normalised over, in rollout and update."""
+    """What token log-probs are normalised over, in rollout, update and validation."""
     group: int = 16
     """Candidates per prompt: the beam width of the rollout."""
     rollout: Literal["beam", "stochastic", "sample"] = "beam"
@@ -247,7 +252,7 @@ class RlConfig:
     seed: int = 0
     """Seed of the order of prompts and of draws."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:NUMBER."""
     threads: int = 0
     """Threads of torch; 0 keeps torch's choice."""
 
@@ -275,7 +280,7 @@ class EvalConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What forward passes compute in (autocast)."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:NUMBER."""
     threads: int = 0
     """Threads of torch; 0 keeps torch's choice."""
 
@@ -297,7 +302,7 @@ class RecommendConfig:
     json: bool = False
     """Print JSON instead of a table."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:NUMBER."""
 
 
 @dataclass(frozen=True)
@@ -381,6 +386,7 @@ def check(config: Any) -> None:
 
 def _check_rl(config: RlConfig) -> None:
     rewards = reward_terms(config.reward)
+    high = config.clip if config.clip_high is None else config.clip_high
     rules = (
         (
             "normalize",
@@ -388,25 +394,32 @@ def _check_rl(config: RlConfig) -> None:
             f"allowed, what `rollout` {config.rollout} draws from",
         ),
         (
-            "scale",
+            "rollout",
             config.scale != "importance" or config.rollout == "stochastic",
-            "importance for draws without replacement alone; take `rollout` stochastic",
+            "stochastic for `scale` importance, which weights draws without replacement",
+        ),
+        (
+            "loss",
+            config.scale != "importance" or config.loss in ("dr_grpo", "dapo"),
+            "dr_grpo or dapo for `scale` importance: the others divide by the length of each candidate",
         ),
         (
             "embeddings",
-            ("similarity" in rewards) == (config.embeddings is not None),
-            "given with the reward similarity, and not without it",
+            "similarity" not in rewards or config.embeddings is not None,
+            "a file for the reward similarity",
         ),
         (
-            "delta",
-            config.delta is None or config.delta > 1 + (config.clip if config.clip_high is None else config.clip_high),
-            "above the upper clip bound, 1 + `clip_high`",
+            "embeddings",
+            "similarity" in rewards or config.embeddings is None,
+            "left out without the reward similarity",
         ),
+        ("delta", config.delta is None or config.loss != "cispo", "left out for `loss` cispo, which has no use for it"),
+        ("delta", config.delta is None or config.delta > 1 + high, f"above the upper clip bound, {1 + high}"),
         ("attention", config.attention == "sdpa" or not config.recompute, "sdpa with `recompute`"),
         (
             "clip_high",
-            config.loss != "cispo" or config.clip_high is not None,
-            "given with `loss` cispo, the largest ratio; 5 is usual",
+            config.loss != "cispo" or high >= 1,
+            "the largest ratio itself for `loss` cispo, at least 1; 5 is usual",
         ),
     )
     for name, holds, rule in rules:
@@ -436,7 +449,7 @@ def reward_terms(reward: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         function = all(part.replace(".", "_").isidentifier() for part in name.split(":")) and name.count(":") == 1
-        if not math.isfinite(value) or name in terms or not (name in REWARDS or function):
+        if not math.isfinite(value) or not value or name in terms or not (name in REWARDS or function):
             raise ValueError(
                 f'`reward` must be {", ".join(REWARDS)}, module:function, or a sum such as "match + 0.3*similarity", '
                 f"got {reward!r}"

@@ -173,7 +173,7 @@ class DeviceTrie:
             tensor([[-1,  6],
                     [ 4,  6]])
 
-        Source: DESIGN "prunes dead prefixes exactly".
+        Source: docs/trie.md.
         """
         allowed = None if allow is None else self._listed(allow, "allow")
         denied = self._listed([[]] if deny is None else deny, "deny")
@@ -284,7 +284,7 @@ class DeviceResult:
             >>> search.result().expand_items(4)
             tensor([[ 0,  2,  1, -1]])
 
-        Source: DESIGN "item-level ranking".
+        Source: docs/trie.md.
         """
         at_least(num_items, "num_items", 1)
         items = _items_at(self._trie, self._filter, self._nodes, self._trie.max_items).flatten(1)
@@ -342,7 +342,7 @@ class DeviceSearch:
         >>> search.result().items
         tensor([[0, 1]])
 
-    Source: DESIGN "CPU and device agree beam for beam".
+    Source: docs/trie.md.
     """
 
     def __init__(
@@ -452,7 +452,7 @@ class DeviceSearch:
             tensor([[[5],
                      [3]]])
 
-        Source: DESIGN "exact beam search".
+        Source: docs/trie.md.
         """
         self._check_scores(scores, over)
         level = self._level
@@ -529,7 +529,7 @@ class DeviceSearch:
             >>> search.result().items
             tensor([[ 0,  1, -1]])
 
-        Source: DESIGN "items" and "padding".
+        Source: docs/trie.md.
         """
         if not self.done:
             raise RuntimeError("`result` needs a search that is done; call `step` until `done`")

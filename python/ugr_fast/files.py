@@ -234,6 +234,23 @@ def check_checksums(folder: Path) -> None:
             raise ValueError(f"{folder / name} is truncated or altered: it is not the file that was written")
 
 
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 of the names and contents of what a model is made of: its weights and config.json.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text("{}")
+        >>> fingerprint(folder)[:8]
+        'f0c39c91'
+    """
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        if path.is_file():
+            digest.update(f"{_sha256(path)}  {path.name}\n".encode())
+    return digest.hexdigest()
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

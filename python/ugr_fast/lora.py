@@ -9,6 +9,7 @@ settings (r 16, α 32, plus embeddings and head). A head tied to the embeddings 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,12 @@ def with_lora(model: Any, rank: int, alpha: int) -> Any:
     settings = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    adapted = get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )  # peft's own doing
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2's, and peft sees to it
+        adapted = get_peft_model(model, settings)
     for table in tables:
         table.requires_grad_(True)
     return adapted.eval()

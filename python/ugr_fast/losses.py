@@ -218,8 +218,9 @@ def policy(
         (B,), 0 for a group without candidates.
 
     Raises:
-        ValueError: an unknown `loss`, "cispo" without `clip_high`, a `delta` inside the clip range, or
-            `tokens_per_group` that is not positive.
+        ValueError: an unknown `loss`, shapes that do not fit, a clip range that is none, "cispo" without a `clip_high`
+            of 1 or more, a `delta` inside the clip range, or `tokens_per_group` that is not positive.
+        TypeError: `present` is not bool.
 
     Example:
         >>> zeros, ones = torch.zeros(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool)
@@ -231,6 +232,7 @@ def policy(
         CISPO, arXiv 2506.13585; two-sided clipping, arXiv 2505.07291.
     """
     low, high = _bounds(loss, clip, clip_high)
+    _check_shapes(logprobs, old_logprobs, advantages, present)
     if delta is not None and not delta > high:
         raise ValueError(f"`delta` must be above the upper clip bound, {high}, got {delta}; None is no bound")
     if tokens_per_group is not None and not tokens_per_group > 0:
@@ -282,6 +284,7 @@ def clip_share(
         0.25
     """
     low, high = _bounds(loss, clip, clip_high)
+    _check_shapes(logprobs, old_logprobs, advantages, present)
     ratio = _ratio(logprobs.detach(), old_logprobs, present, loss)
     weight = advantages[..., None]
     held = ((ratio < low) & (weight < 0)) | ((ratio > high) & (weight > 0))
@@ -314,11 +317,30 @@ def _bounds(loss: str, clip: float, clip_high: float | None) -> tuple[float, flo
     """Return the lowest and the highest ratio that is not clipped."""
     if loss not in get_args(PolicyLoss):
         raise ValueError(f"`loss` must be one of {', '.join(map(repr, get_args(PolicyLoss)))}, got {loss!r}")
+    for name, value in (("clip", clip), ("clip_high", clip if clip_high is None else clip_high)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"`{name}` must be a finite number, 0 or more, got {value}")
     if loss != "cispo":
         return 1 - clip, 1 + (clip if clip_high is None else clip_high)
-    if clip_high is None:
-        raise ValueError("`clip_high` must be given for loss='cispo', the largest ratio itself, got None; try 5")
+    if clip_high is None or clip_high < 1:
+        raise ValueError(f"`clip_high` must be the largest ratio itself for loss='cispo', got {clip_high}; try 5")
     return 0.0, clip_high
+
+
+def _check_shapes(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, present: torch.Tensor
+) -> None:
+    shape = logprobs.shape
+    shapes = {"old_logprobs": old_logprobs.shape, "advantages": advantages.shape, "present": present.shape}
+    for name, found in shapes.items():
+        wanted = shape[:2] if name == "advantages" else shape
+        if len(shape) != 3 or found != wanted:
+            raise ValueError(
+                f"`{name}` must have shape {tuple(wanted)} beside `logprobs` (B, G, L), got {tuple(found)} and "
+                f"{tuple(shape)}"
+            )
+    if present.dtype != torch.bool:
+        raise TypeError(f"`present` must be bool, got {present.dtype}; pass tokens >= 0")
 
 
 def _ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, present: torch.Tensor, loss: str) -> torch.Tensor:
@@ -382,6 +404,7 @@ def confidence_alignment(
     Source:
         UGR, arXiv 2602.11719, confidence alignment, as its released code computes it; "logit" and "brier" are ours.
     """
+    hits = hits.bool()
     present = torch.ones_like(hits) if present is None else present
     partial = torch.zeros_like(hits) if partial is None else partial
     hits = hits & present

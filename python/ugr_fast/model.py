@@ -418,7 +418,8 @@ def _check_flex(causal: Any, device: torch.device) -> None:
         raise ValueError(f"{rule} for {causal.config.model_type}, which transformers does not run on FlexAttention")
     if torch.is_grad_enabled() and not flex_available(device):
         raise ValueError(f"{rule} on {device} unless under torch.no_grad(): FlexAttention has a backward on CUDA alone")
-    if any(getattr(module, "gradient_checkpointing", False) for module in causal.modules()):
+    layers = [module for module in causal.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if any(layer.gradient_checkpointing or "forward" in vars(layer) for layer in layers):
         raise ValueError(f"{rule} with gradient checkpointing, which repeats a forward later; or turn that off")
 
 
@@ -460,16 +461,13 @@ def recomputed(model: Any, *, when: bool = True) -> Iterator[None]:
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)] if when else []
     if when and not layers:
         raise ValueError(f"`recompute` must be off for {type(model).__name__}, whose layers cannot do it")
-    modes = [layer.training for layer in layers]
-    for layer in layers:
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer.gradient_checkpointing = True
-        layer.training = True  # of the layer alone, which says nothing to the modules in it
+    for layer in layers:  # transformers' own switch wants training mode, in which some layers drop out
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.gradient_checkpointing, layer.training = False, mode
+        for layer in layers:
+            del layer.forward
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -19,13 +19,14 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
+from ugr_fast.configs import RlConfig
 from ugr_fast.files import check_new_folder, new_folder, read_json, read_json_lines
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ MARK = "†"
 FOOTNOTE = f"{MARK} The model's confidence tokens are untrained: the beam's likelihood, exp(score), stands in."
 LOWER_IS_BETTER = ("ECE", "AURC")
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
+TOLD = ("reward_score", "scale", "loss", "rollout", "beta", "drop_constant_groups", "lora")  # where not the default
 REWARDS = {"uncertainty_weighted": "uncertainty-weighted reward", "ranking": "ranking reward", "match": "0/1 reward"}
 EVALUATION = ("split", "num_rows", "num_beams", "normalize", "checkpoint", "step")
 OWN_FILES = {"report.md", "report.html", "figures"}
@@ -166,13 +168,15 @@ def _describe(command: str, settings: dict[str, Any]) -> str:
     if command != "rl":
         return "supervised fine-tuning"
     reward, difficulty, confidence = (settings.get(key) for key in ("reward", "difficulty", "confidence"))
-    if reward == "uncertainty_weighted" and difficulty != "none" and confidence != "none":
-        return f"UGR, {confidence} confidence"
+    known = {field.name: field.default for field in fields(RlConfig)}
+    more = [f"{name} {settings[name]}" for name in TOLD if settings.get(name, known[name]) != known[name]]
+    if reward == "uncertainty_weighted" and difficulty == "rank" and confidence != "none":
+        return ", ".join([f"UGR, {confidence} confidence", *more])
     if reward == "match" and difficulty == confidence == "none":
-        return "GRPO, 0/1 reward"
-    weight = [] if difficulty == "none" else ["difficulty weight"]
+        return ", ".join(["GRPO, 0/1 reward", *more])
+    weight = {"none": [], "rank": ["difficulty weight"]}.get(str(difficulty), [f"difficulty by {difficulty}"])
     objective = ["no confidence" if confidence == "none" else f"{confidence} confidence"]
-    return ", ".join([REWARDS.get(str(reward), str(reward)), *weight, *objective])
+    return ", ".join([REWARDS.get(str(reward), str(reward)), *weight, *objective, *more])
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -330,8 +330,8 @@ def ugr(
 ) -> Signal[AnyArray]:
     """From tokens to advantages in one call: `match`, `uncertainty_weighted`, `difficulty_weight`, `group_advantages`.
 
-    Bit for bit what these give one after the other, with lengths counted from the tokens; one pass over them, and
-    a group without a hit costs little more than that.
+    For float32 and float64 bit for bit what these give one after the other, with lengths counted from the tokens; one
+    pass over them, and a group without a hit costs little more than that.
 
     Args:
         tokens: (B, G, L) integer candidates, right-padded with -1; all -1 is an absent candidate.

@@ -45,11 +45,15 @@ from ugr_fast.model import (
 from ugr_fast.packing import pack_prefixes
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
-from ugr_fast.run import Learner, Run, choose_device, seed_everything, set_threads
+from ugr_fast.run import Learner, Run, choose_device, describe, seed_everything, set_threads
 from ugr_fast.team import Team
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ugr_fast.configs import RlConfig
+
+LARGEST_REWARD = 1e37  # float32 still holds differences of these
 
 
 @dataclass(frozen=True)
@@ -182,9 +186,10 @@ def train(config: RlConfig) -> dict[str, Any]:
     train_rows, valid_rows = dataset.train.latest(history), dataset.valid.latest(history)
     seed_everything(config.seed)
     job = prepare(config, start.load_model(device), catalogue, team)
-    run = Run.create(config.out, "rl", config, device, team)
+    run = Run.create(config.out, "rl", config, device, start=start.model_folder(), team=team)
     run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     valid = sample_rows(valid_rows, config.valid_rows, config.seed)
+    say(f"rl: {describe(job.model, team)}, {len(train_rows)} prompts")
     state = run.resume(job.learner)
     if state is None:
         state = _validate(job, run, valid, {"update": 0, "seconds": 0.0, "stale": 0})
@@ -197,6 +202,8 @@ def train(config: RlConfig) -> dict[str, Any]:
             advance(1, note=f"reward {found['reward']:.3f} hit rate {found['hit_rate']:.2f}")
             if state["update"] % config.eval_every == 0 or state["update"] == config.updates:
                 state = _validate(job, run, valid, state)
+    if state["update"] < config.updates:
+        say(f"rl: stopped after update {state['update']}, {state['stale']} validations without a better NDCG@10")
     return run.best() or {}
 
 
@@ -221,7 +228,8 @@ def _check(config: RlConfig, start: Run, ids: list[str]) -> int:
     if config.history not in (None, history):
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
     for name in reward_terms(config.reward):
-        _own_reward(name)
+        if ":" in name:
+            _function(name)
     return history
 
 
@@ -344,7 +352,8 @@ def reward(job: Job, candidates: Candidates) -> torch.Tensor:
     terms = reward_terms(job.config.reward)
     found = [_reward(job, name, candidates).to(candidates.scores.dtype) for name in terms]
     earned = found[0] if [*terms.values()] == [1.0] else rewards.weighted_sum(found, [*terms.values()])
-    return earned.masked_fill(~candidates.present, torch.nan)
+    unscorable = torch.stack(found).isnan().any(0)  # one term that cannot be told leaves the sum untold
+    return earned.masked_fill(unscorable | ~candidates.present, torch.nan)
 
 
 def _reward(job: Job, name: str, candidates: Candidates) -> torch.Tensor:
@@ -359,31 +368,46 @@ def _reward(job: Job, name: str, candidates: Candidates) -> torch.Tensor:
         return rewards.ndcg(hits, mask=present)
     if name == "similarity":
         return rewards.similarity(candidates.items, candidates.target_item, job.embeddings)
-    own = _own_reward(name)
-    if own is None:
-        return rewards.uncertainty_weighted(
-            hits,
-            candidates.scores,
-            score=config.reward_score,
-            lengths=candidates.lengths,
-            temperature=config.reward_temperature,
-            mask=present,
-        )
-    found = torch.as_tensor(own(candidates))
-    if found.shape != hits.shape:
-        raise ValueError(f"`reward` {name} must return shape {tuple(hits.shape)}, got {tuple(found.shape)}")
-    return found
+    if ":" in name:
+        team = job.learner.team  # one process asks, so that all learn from the same
+        found = _own_reward(name, candidates) if team.is_main else torch.zeros(hits.shape, dtype=torch.float64)
+        return team.of_main(found)
+    return rewards.uncertainty_weighted(
+        hits,
+        candidates.scores,
+        score=config.reward_score,
+        lengths=candidates.lengths,
+        temperature=config.reward_temperature,
+        mask=present,
+    )
 
 
-def _own_reward(name: str) -> Any:
-    """Return the function that `module:function` names, None for a reward of ours."""
-    module, colon, function = name.partition(":")
-    if not colon:
-        return None
+def _own_reward(name: str, candidates: Candidates) -> torch.Tensor:
+    """Return what a function of the user's makes of a copy of the candidates, in float64."""
+    found = _function(name)(Candidates(**{key: value.clone() for key, value in vars(candidates).items()}))
+    kind, shape = type(found).__name__, tuple(candidates.items.shape)
+    found = found.detach().cpu().double().numpy() if isinstance(found, torch.Tensor) else found
     try:
-        return getattr(importlib.import_module(module), function)
+        values = torch.from_numpy(np.array(found, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`reward` {name} must return numbers of shape {shape}, got {kind} ({error})") from error
+    if values.shape != shape:
+        raise ValueError(f"`reward` {name} must return shape {shape}, got {tuple(values.shape)}, {kind}")
+    if bool((values.abs() > LARGEST_REWARD).any()):
+        raise ValueError(f"`reward` {name} must return finite numbers, or NaN for what cannot be told, got {values}")
+    return values
+
+
+def _function(name: str) -> Callable[[Candidates], Any]:
+    """Return the function that `module:function` names."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"`reward` {name} must name a function in a module on Python's path ({error})") from error
+    if not callable(found):
+        raise ValueError(f"`reward` {name} must name a function, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
 
 
 def _advantages(config: RlConfig, earned: torch.Tensor, candidates: Candidates) -> torch.Tensor:
@@ -392,7 +416,7 @@ def _advantages(config: RlConfig, earned: torch.Tensor, candidates: Candidates) 
     found: torch.Tensor = importance_weighted_advantages(
         earned, candidates.scores, candidates.inclusion, mask=candidates.present
     )
-    return found * candidates.present.sum(1, keepdim=True)  # the loss averages over candidates, the estimate is a sum
+    return found * candidates.present.sum(1, keepdim=True)  # losses average over candidates, the estimate is a sum
 
 
 MEANS = ("loss", "policy_loss", "kl", "confidence_loss", "clip_share", "entropy")

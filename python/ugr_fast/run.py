@@ -52,6 +52,7 @@ from ugr_fast.files import (
     CHECKSUMS,
     check_checksums,
     check_place,
+    fingerprint,
     finite,
     is_leftover,
     new_file,
@@ -66,6 +67,7 @@ from ugr_fast.files import (
 )
 from ugr_fast.lora import is_adapted, merged
 from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.progress import say
 from ugr_fast.team import ALONE, Team
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -88,8 +90,9 @@ def choose_device(device: str) -> torch.device:
         ValueError: another name, or a GPU that is not there.
     """
     own = int(os.environ.get("LOCAL_RANK", "0"))
-    if device in ("auto", "cpu"):
-        return torch.device("cuda", own) if device == "auto" and torch.cuda.is_available() else torch.device("cpu")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = "cuda" if device == "auto" else device
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number or "0").isdecimal():
         raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got {device!r}")
@@ -106,14 +109,15 @@ def set_threads(num_threads: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def environment(device: torch.device, team: Team) -> dict[str, Any]:
-    """Return what besides the settings may change a result."""
+def environment(device: torch.device, team: Team, start: Path | None) -> dict[str, Any]:
+    """Return what besides the settings may change a result: versions, device, and the model in folder `start`."""
     return {
         "ugr_fast": version("ugr-fast"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": device.type,
+        "start": None if start is None else fingerprint(start),
         "processes": team.size,
         "threads": torch.get_num_threads(),
     }
@@ -244,9 +248,9 @@ class Learner:
         with torch.no_grad():
             for name, value in self._beside().items():
                 value.copy_(tensors[name])
-        torch.set_rng_state(tensors["rng"][self.team.rank])
+        torch.set_rng_state(tensors["rng"][self.team.rank].clone())  # torch reads a view from its storage's start
         if self._gpu is not None:
-            torch.cuda.set_rng_state(tensors["rng.cuda"][self.team.rank], self._gpu)
+            torch.cuda.set_rng_state(tensors["rng.cuda"][self.team.rank].clone(), self._gpu)
 
     def _beside(self) -> dict[str, torch.nn.Parameter]:
         """Return by name the trained weights that the saved model does not hold: it has adapters added in."""
@@ -275,7 +279,16 @@ class Run:
         self._board: Any = None
 
     @classmethod
-    def create(cls, folder: Path, command: str, settings: Any, device: torch.device, team: Team = ALONE) -> Run:
+    def create(
+        cls,
+        folder: Path,
+        command: str,
+        settings: Any,
+        device: torch.device,
+        *,
+        start: Path | None = None,
+        team: Team = ALONE,
+    ) -> Run:
         """Start a run, or take up the one that the same command and settings started.
 
         Args:
@@ -283,6 +296,7 @@ class Run:
             command: "sft" or "rl".
             settings: their settings.
             device: what they train on.
+            start: folder of the model that training starts from, None for one from scratch.
             team: the processes that share the run; all call this.
 
         Raises:
@@ -292,7 +306,7 @@ class Run:
         """
         check(settings)
         run = cls(Path(folder), team)
-        config = {"command": command, "settings": _plain(settings), "environment": environment(device, team)}
+        config = {"command": command, "settings": _plain(settings), "environment": environment(device, team, start)}
         config = json.loads(json.dumps(config))
         with team.main_first():
             run._start(config)
@@ -510,6 +524,8 @@ class Run:
             else:
                 (self.folder / "best.json").unlink(missing_ok=True)
         self.team.wait()
+        if state:
+            say(f"going on from the checkpoint of step {state['step']}")
         return state
 
     def _take_up(self, folder: Path, learner: Learner) -> dict[str, Any]:
@@ -536,14 +552,23 @@ class Run:
             FileNotFoundError: the run has no checkpoint yet.
             ValueError: its files are truncated or altered.
         """
+        folder = self.model_folder(which)
+        with _altered(f"remove {folder.parent}, or repeat the command that made the run"):
+            check_checksums(folder.parent)
+        return load_model(folder, device)
+
+    def model_folder(self, which: str = "best") -> Path:
+        """Return where the model of the best or the last checkpoint lies.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+        """
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"run {self.folder} has no checkpoint yet; let its training command finish")
         best = self.best()
         step = best["step"] if which == "best" and best and best["step"] in steps else steps[-1]
-        with _altered(f"remove {self.checkpoint(step)}, or repeat the command that made the run"):
-            check_checksums(self.checkpoint(step))
-        return load_model(self.checkpoint(step) / "model", device)
+        return self.checkpoint(step) / "model"
 
 
 def _scalars(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
@@ -579,6 +604,15 @@ def _load_weights(model: Any, folder: Path) -> Any:
     for part in sorted(folder.glob("*.safetensors")):  # large models come in several
         weights |= load_tensors(part)
     return model.load_state_dict(weights, strict=False)
+
+
+def describe(model: Any, team: Team) -> str:
+    """Return in words how large `model` is, how much of it learns, and on how many processes."""
+    every, learns = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or not trained) / 1e6 for trained in (False, True)
+    )
+    parameters = f"{every:.2f} M parameters" + ("" if learns == every else f", {learns:.2f} M of them trained")
+    return parameters + (f", {team.size} processes" if team.size > 1 else "")
 
 
 def load_model(folder: Path, device: torch.device) -> Any:

@@ -33,7 +33,7 @@ from ugr_fast.model import (
 )
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
-from ugr_fast.run import Learner, Run, choose_device, load_model, seed_everything, set_threads
+from ugr_fast.run import Learner, Run, choose_device, describe, load_model, seed_everything, set_threads
 from ugr_fast.team import Team
 
 if TYPE_CHECKING:
@@ -70,18 +70,20 @@ def train(config: SftConfig) -> dict[str, Any]:
         model = with_lora(model, config.lora, config.lora_alpha)
     if not team.is_main:
         torch.manual_seed(config.seed + team.rank)  # no two processes drop out the same
-    run = Run.create(config.out, "sft", config, device, team)
+    run = Run.create(config.out, "sft", config, device, start=config.model, team=team)
     run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
     catalogue = Catalogue.build(vocabulary, codes)
     learner = make_learner(config, model, team)
     state = run.resume(learner) or {"epoch": 0, "step": 0, "seconds": 0.0, "stale": 0}
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed).latest(config.history)
     sequences = data.sequences(dataset.train)
-    say(f"sft: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(sequences)} sequences")
+    say(f"sft: {describe(model, team)}, {len(sequences)} sequences")
     while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
         state = _epoch(config, run, learner, catalogue, sequences, state)
         if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
             state = _validate(config, run, learner, catalogue, valid, state)
+    if state["epoch"] < config.epochs:
+        say(f"sft: stopped after epoch {state['epoch']}, {state['stale']} validations without a better NDCG@10")
     return run.best() or {}
 
 
@@ -174,7 +176,7 @@ def add_tokens(model: Any, vocabulary: SidVocabulary, folder: Path) -> None:
             unused.copy_(known.mean(0) + 0.1 * known.std(0) * torch.randn_like(unused))
         for token, words in ((vocabulary.positive, " correct"), (vocabulary.negative, " wrong")):
             ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-            for table in tables.values():
+            for table in tables.values() if ids else ():
                 table.weight[token] = table.weight[ids].mean(0)
 
 
@@ -190,7 +192,8 @@ def make_learner(config: SftConfig, model: Any, team: Team) -> Learner:
     small = config.model is None
     lr = (2e-3 if small else 2e-4) if config.lr is None else config.lr
     muon_lr = (0.02 if small else 0.0) if config.muon_lr is None else config.muon_lr
-    return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=config.average, team=team)
+    average = (0.995 if small else 0.0) if config.average is None else config.average
+    return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=average, team=team)
 
 
 def collate(catalogue: Catalogue, windows: data.Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

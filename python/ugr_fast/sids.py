@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from ugr_fast import data
 from ugr_fast.configs import check
 from ugr_fast.files import check_new_folder, new_folder, write_json
-from ugr_fast.progress import bar
+from ugr_fast.progress import bar, say
 
 if TYPE_CHECKING:
     from ugr_fast.configs import SidsConfig
@@ -77,6 +77,12 @@ def build(config: SidsConfig) -> dict[str, Any]:
         "code_vectors": bool(vectors),
     }
     _write(config.out, codes, vectors, meta)
+    first = len(np.unique(codes[:, 0]))
+    if config.source != "file" and first > len(codes) // 2:
+        say(
+            f"sids: {first} first codes for {len(codes)} items, so few items begin alike; with fewer `codes` the model "
+            "learns of one item what it knows of others"
+        )
     return meta
 
 

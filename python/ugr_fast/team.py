@@ -91,6 +91,12 @@ class Team:
         rows[self.share(count).start : self.share(count).stop] = carried.to(self.device)
         return self._sum(rows).to(part.device, part.dtype)
 
+    def of_main(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the main process, on all; those of the others say what shape and type they have."""
+        if self.size == 1:
+            return values
+        return self._sum((values if self.is_main else torch.zeros_like(values)).to(self.device)).to(values.device)
+
     def total(self, value: float) -> float:
         """Return the sum of a number over all processes."""
         return (

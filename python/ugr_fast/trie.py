@@ -90,7 +90,7 @@ class SidTrie:
             array([[ 1,  9, -1],
                    [ 1,  2,  9]])
 
-        Source: DESIGN "one trie layout for CPU, GPU and disk"; the arrays are drawn in rust/trie.rs.
+        Source: docs/trie.md; the arrays are drawn in rust/trie.rs.
         """
         table = _table(sids, "sids")
         item_ids = np.arange(len(table)) if items is None else items
@@ -281,7 +281,7 @@ class SidTrie:
             >>> trie.num_nodes, trie.compact().num_nodes
             (6, 3)
 
-        Source: DESIGN "a live catalogue".
+        Source: docs/trie.md.
         """
         return SidTrie.build(*self.sids()) if self.num_changed_nodes else self
 
@@ -308,7 +308,7 @@ class SidTrie:
             array([[ 6, -1],
                    [ 4,  6]])
 
-        Source: DESIGN "prunes dead prefixes exactly"; rust/filter.rs.
+        Source: docs/trie.md; rust/filter.rs.
         """
         allowed, denied = _lists(allow, "allow"), _lists(deny, "deny")
         if allowed and denied and len(allowed[1]) != len(denied[1]):  # one list serves every row of the other
@@ -353,7 +353,7 @@ class SidTrie:
             >>> SidTrie.build([[4], [4], [6]], items=[8, 2, 5]).items_at([4])
             array([2, 8])
 
-        Source: DESIGN "item" and "sid": several items may share a SID.
+        Source: docs/trie.md.
         """
         node = int(self.walk(_sequence(sid, "sid")[None])[0])
         return np.empty(0, np.int64) if node < 0 else self._inner.items_at(node)
@@ -374,7 +374,7 @@ class SidTrie:
             >>> SidTrie.build([[4, 7], [6, 7]]).lookup([[6, 7], [7, 7], [4]])
             array([ 1, -1, -1])
 
-        Source: DESIGN "the lowest item id of each SID".
+        Source: docs/trie.md.
         """
         return self._inner.lowest_items(self._inner.walk(_table(sids, "sids"))[:, None], None)[:, 0]
 
@@ -417,7 +417,7 @@ class SidTrie:
                    [ 7, -1],
                    [-1, -1]])
 
-        Source: DESIGN "only look at what is allowed".
+        Source: docs/trie.md.
         """
         return self._inner.allowed(_integers(np.asarray(nodes), "nodes", ndim=1)[None], None)
 
