@@ -7,8 +7,9 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use ugr_fast::advantage::{Scale, group_advantages};
 use ugr_fast::beam::{Beams, Draw, Normalize, Over, Rule, step};
-use ugr_fast::calibration::{equal_mass, equal_width};
+use ugr_fast::calibration::{Closed, add_width, equal_mass};
 use ugr_fast::packing::{Batch, pack};
+use ugr_fast::ranks::Ranks;
 use ugr_fast::trie::{Built, SidTrie};
 use ugr_fast::{filter::Filter, logsumexp};
 
@@ -165,11 +166,27 @@ fn calibration(c: &mut Criterion) {
         .map(|_| u8::from(random.unit() < 0.5))
         .collect();
     c.bench_function("calibration/equal width, 1e6", |b| {
-        b.iter(|| equal_width(black_box(&confidence), &correct, 15));
+        b.iter(|| {
+            let mut sums = [[0; 8]; 15];
+            add_width(
+                &mut sums,
+                black_box(&confidence),
+                &correct,
+                None,
+                Closed::Left,
+            )
+        });
     });
     c.bench_function("calibration/equal mass, 1e6", |b| {
         b.iter(|| equal_mass(black_box(&confidence), &correct, 15));
     });
+    let correct: Vec<bool> = correct.iter().map(|&hit| hit == 1).collect();
+    c.bench_function("ranks/sort, 1e6", |b| {
+        b.iter(|| Ranks::new(black_box(&confidence), &correct));
+    });
+    let ranks = Ranks::new(&confidence, &correct).expect("valid input");
+    c.bench_function("ranks/AUROC, 1e6, sorted", |b| b.iter(|| ranks.auroc()));
+    c.bench_function("ranks/AURC, 1e6, sorted", |b| b.iter(|| ranks.aurc()));
 }
 
 criterion_group!(

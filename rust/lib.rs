@@ -11,6 +11,8 @@
 //! | [`advantage`] | group statistics and group-relative advantages |
 //! | [`reward`] | UGR's rewards and weights, alone or in one call with the advantages |
 //! | [`calibration`] | calibration bins, equal width and equal mass |
+//! | [`ranks`] | AUROC, average precision and risk-coverage from one sort |
+//! | [`isotonic`] | the map from confidence to accuracy that never falls |
 //! | [`float`] | `f32` and `f64`, for the kernels that take both |
 //! | [`ints`] | whole numbers in the narrower of two types |
 //! | [`error`] | what they refuse |
@@ -25,12 +27,14 @@ pub mod error;
 pub mod filter;
 pub mod float;
 pub mod ints;
+pub mod isotonic;
 pub mod logsumexp;
 pub mod packing;
 mod parallel;
 #[cfg(feature = "python")]
 mod python;
 pub mod random;
+pub mod ranks;
 pub mod reward;
 pub mod trie;
 

@@ -1692,28 +1692,66 @@ mod reward {
 mod calibration {
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use ugr_fast::calibration::{MAX_BINS, equal_mass, equal_width};
+    use ugr_fast::Result;
+    use ugr_fast::calibration::{
+        Closed, MAX_BINS, Outcome, Sums, add_width, equal_mass, merge, totals,
+    };
+    use ugr_fast::float::Float;
+
+    fn width<C: Float, Y: Outcome>(c: &[C], y: &[Y], bins: usize) -> Result<Vec<Sums>> {
+        let mut sums = vec![Sums::default(); bins];
+        add_width(&mut sums, c, y, None, Closed::Left).map(|()| sums)
+    }
+
+    fn counts(sums: &[Sums]) -> Vec<u128> {
+        sums.iter().map(|bin| bin[0]).collect()
+    }
 
     proptest! {
         #[test]
-        fn counts_and_means_add_up(
+        fn counts_and_sums_add_up(
             samples in vec((0.0_f32..=1.0, 0_u8..=1), 1..5000),
             bins in 1_usize..70,
         ) {
             let (confidence, correct): (Vec<f32>, Vec<u8>) = samples.into_iter().unzip();
-            for result in [
-                equal_width(&confidence, &correct, bins).expect("valid"),
-                equal_mass(&confidence, &correct, bins).expect("valid"),
+            for sums in [
+                width(&confidence, &correct, bins).expect("valid"),
+                equal_mass(&confidence, &correct, bins).expect("valid").sums,
             ] {
-                prop_assert_eq!(result.count.iter().sum::<u64>(), confidence.len() as u64);
-                let total = |means: &[f64]| -> f64 {
-                    let filled = means.iter().zip(&result.count).filter(|(_, n)| **n > 0);
-                    filled.map(|(mean, n)| mean * *n as f64).sum()
-                };
+                prop_assert_eq!(counts(&sums).iter().sum::<u128>(), confidence.len() as u128);
+                let [w, ww, c, y, _, _, yy, gap] =
+                    totals(&sums).map(|row| row.iter().sum::<f64>());
+                prop_assert_eq!((w, ww), (confidence.len() as f64, w));
                 let sum: f64 = confidence.iter().map(|&c| f64::from(c)).sum();
-                prop_assert!((total(&result.confidence) - sum).abs() < 1e-9);
+                prop_assert!((c - sum).abs() < 1e-9);
                 let hits: f64 = correct.iter().map(|&y| f64::from(y)).sum();
-                prop_assert!((total(&result.accuracy) - hits).abs() < 1e-9);
+                prop_assert_eq!((y, yy), (hits, hits));
+                prop_assert!((gap - (sum - hits)).abs() < 1e-9);
+            }
+        }
+
+        /// C3, C4; hard outcomes and soft ones of 0 and 1 are one thing.
+        #[test]
+        fn parts_merge_to_the_same_bits(
+            samples in vec((0.0_f64..=1.0, 0_u8..=1), 0..5000),
+            cut in 0_usize..5000,
+            bins in 1_usize..70,
+        ) {
+            let (confidence, correct): (Vec<f64>, Vec<u8>) = samples.into_iter().unzip();
+            let cut = cut.min(confidence.len());
+            let whole = width(&confidence, &correct, bins).expect("valid");
+            let mut sums = width(&confidence[cut..], &correct[cut..], bins).expect("valid");
+            let other = width(&confidence[..cut], &correct[..cut], bins).expect("valid");
+            merge(&mut sums, &other).expect("as many bins");
+            prop_assert_eq!(&sums, &whole);
+            let soft: Vec<f64> = correct.iter().map(|&y| y.into()).collect();
+            prop_assert_eq!(&width(&confidence, &soft, bins).expect("valid"), &whole);
+            let ones = vec![1.0; soft.len()];
+            let mut weighted = vec![Sums::default(); bins];
+            add_width(&mut weighted, &confidence, &soft, Some(&ones), Closed::Left).expect("valid");
+            prop_assert_eq!(counts(&weighted), counts(&whole));
+            for (a, b) in totals(&weighted).concat().iter().zip(totals(&whole).concat()) {
+                prop_assert!((a - b).abs() < 1e-12);
             }
         }
 
@@ -1721,9 +1759,9 @@ mod calibration {
         fn anything_is_binned_or_refused(
             confidence in vec(prop_oneof![any::<f64>(), 0.0..=1.0], 0..9),
             correct in vec(prop_oneof![any::<f64>(), 0.0..=1.0], 0..9),
-            bins in prop_oneof![0_usize..20, Just(MAX_BINS), Just(usize::MAX)],
+            bins in prop_oneof![0_usize..20, Just(MAX_BINS), Just(MAX_BINS + 1)],
         ) {
-            let _ = equal_width(&confidence, &correct, bins); // no panic
+            let _ = width(&confidence, &correct, bins); // no panic
             let _ = equal_mass(&confidence, &correct, bins);
         }
     }
@@ -1735,10 +1773,209 @@ mod calibration {
             let at: Vec<f32> = (0..bins).map(edge).collect();
             let below: Vec<f32> = (1..=bins).map(|k| edge(k).next_down()).collect();
             for samples in [at, below] {
-                let result =
-                    equal_width(&samples, &vec![1_u8; samples.len()], bins.into()).expect("valid");
-                assert!(result.count.iter().all(|&count| count == 1), "{bins} bins");
+                let sums = width(&samples, &vec![1_u8; samples.len()], bins.into());
+                let counts = counts(&sums.expect("valid"));
+                assert!(counts.iter().all(|&count| count == 1), "{bins} bins");
             }
         }
+    }
+}
+
+mod ranks {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use ugr_fast::ranks::Ranks;
+
+    /// Scores of both signs, with ties, and enough of them for the radix sort.
+    fn samples() -> impl Strategy<Value = (Vec<f32>, Vec<bool>)> {
+        let score = prop_oneof![
+            (-3_i8..=3).prop_map(|x| f32::from(x) / 4.0),
+            -1.0_f32..1.0,
+            Just(f32::NEG_INFINITY),
+        ];
+        let lists = prop_oneof![
+            vec((score.clone(), any::<bool>()), 0..40),
+            vec((score, any::<bool>()), 1024..1500)
+        ];
+        lists.prop_map(|samples| samples.into_iter().unzip())
+    }
+
+    proptest! {
+        /// C26, C33.
+        #[test]
+        fn areas_equal_counted_pairs((scores, correct) in samples()) {
+            let ranks = Ranks::new(&scores, &correct).expect("valid");
+            let of = |hit: bool| -> Vec<f32> {
+                let samples = scores.iter().zip(&correct);
+                samples.filter(|sample| *sample.1 == hit).map(|sample| *sample.0).collect()
+            };
+            let (hits, errors) = (of(true), of(false));
+            let wins: u64 = hits
+                .iter()
+                .flat_map(|a| errors.iter().map(move |b| u64::from(a > b) + u64::from(a >= b)))
+                .sum();
+            let pairs = 2 * hits.len() * errors.len();
+            if pairs > 0 {
+                prop_assert_eq!(ranks.auroc(), wins as f64 / pairs as f64);
+            } else {
+                prop_assert!(ranks.auroc().is_nan());
+            }
+            let (n, k) = (scores.len() as f64, errors.len() as f64);
+            if n > 0.0 {
+                let lost = (pairs as u64 - wins) as f64 / 2.0;
+                prop_assert!((ranks.augrc() - (lost + k * (k + 1.0) / 2.0) / (n * n)).abs() < 1e-14);
+            }
+        }
+
+        /// C29; both types sort alike.
+        #[test]
+        fn every_threshold_keeps_what_it_says((scores, correct) in samples()) {
+            let ranks = Ranks::new(&scores, &correct).expect("valid");
+            let curve = ranks.curve();
+            prop_assert!(curve.threshold.is_sorted_by(|a, b| a > b));
+            prop_assert_eq!(curve.kept.last().copied().unwrap_or(0), scores.len() as u64);
+            let places = (0..curve.kept.len()).step_by(1 + curve.kept.len() / 20);
+            for j in places {
+                let kept = |s: &f32| f64::from(*s) >= curve.threshold[j];
+                let wrong = scores.iter().zip(&correct).filter(|(s, hit)| kept(s) && !**hit).count();
+                prop_assert_eq!(curve.kept[j], scores.iter().filter(|s| kept(s)).count() as u64);
+                prop_assert_eq!(curve.errors[j], wrong as u64);
+            }
+            let wide: Vec<f64> = scores.iter().map(|&s| s.into()).collect();
+            prop_assert_eq!(Ranks::new(&wide, &correct).expect("valid").curve(), curve);
+        }
+    }
+
+    #[test]
+    fn nan_and_lengths_are_refused() {
+        let error = |scores: &[f64], correct: &[bool]| {
+            Ranks::new(scores, correct)
+                .map(|_| ())
+                .expect_err("refused")
+                .to_string()
+        };
+        assert_eq!(
+            error(&[0.0, f64::NAN], &[true, true]),
+            "`confidence` must not be NaN; got NaN at index 1"
+        );
+        assert_eq!(error(&[0.0], &[]), "`correct` must have length 1, got 0");
+    }
+}
+
+mod isotonic {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use ugr_fast::isotonic::{Knots, isotonic, isotonic_weighted};
+
+    /// The value at each confidence, the lowest first: max over i <= k of min over j >= k of the mean of i..=j.
+    fn plain(samples: &[(f32, u8)]) -> Vec<(f32, f64)> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let points: Vec<(f32, u32, u32)> = sorted
+            .chunk_by(|a, b| a.0 >= b.0)
+            .map(|run| {
+                (
+                    run[0].0,
+                    run.iter().map(|s| u32::from(s.1)).sum(),
+                    run.len() as u32,
+                )
+            })
+            .collect();
+        let mean = |i: usize, j: usize| {
+            let hits: u32 = points[i..=j].iter().map(|p| p.1).sum();
+            let all: u32 = points[i..=j].iter().map(|p| p.2).sum();
+            f64::from(hits) / f64::from(all)
+        };
+        let value = |k: usize| {
+            let least = |i: usize| (k..points.len()).map(|j| mean(i, j)).fold(1.0, f64::min);
+            (0..=k).map(least).fold(0.0, f64::max)
+        };
+        (0..points.len()).map(|k| (points[k].0, value(k))).collect()
+    }
+
+    fn ends(fitted: &[(f32, f64)]) -> Knots {
+        let blocks = fitted.chunk_by(|a, b| a.1 >= b.1);
+        let ends = blocks.flat_map(|block| {
+            let (first, last) = (block[0], block[block.len() - 1]);
+            let two = (last.0 > first.0).then_some(last);
+            std::iter::once(first).chain(two)
+        });
+        let (confidence, value) = ends.map(|(c, v)| (f64::from(c), v)).unzip();
+        Knots { confidence, value }
+    }
+
+    fn confidence() -> impl Strategy<Value = f32> {
+        let coarse = (0_u8..=8).prop_map(|k| f32::from(k) / 8.0);
+        prop_oneof![
+            coarse,
+            0.0_f32..=1.0,
+            Just(f32::from_bits(1)),
+            Just(1.0_f32.next_down())
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn knots_are_the_ends_of_the_formulas_blocks(samples in vec((confidence(), 0_u8..=1), 0..20)) {
+            let (c, y): (Vec<f32>, Vec<u8>) = samples.iter().copied().unzip();
+            let wide: Vec<f64> = c.iter().map(|&c| f64::from(c)).collect();
+            let soft: Vec<f64> = y.iter().map(|&y| f64::from(y)).collect();
+            let expected = ends(&plain(&samples));
+            prop_assert_eq!(&isotonic(&c, &y).expect("valid"), &expected);
+            prop_assert_eq!(&isotonic(&wide, &y).expect("valid"), &expected);
+            prop_assert_eq!(&isotonic_weighted(&wide, &soft, &vec![3.0; c.len()]).expect("valid"), &expected);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn many_samples_in_any_precision_give_the_same_knots(
+            samples in vec((confidence(), 0_u8..=1), 2000..4000),
+        ) {
+            let (c, y): (Vec<f32>, Vec<u8>) = samples.into_iter().unzip();
+            let wide: Vec<f64> = c.iter().map(|&c| f64::from(c)).collect();
+            let knots = isotonic(&c, &y).expect("valid");
+            prop_assert!(knots.confidence.is_sorted_by(|a, b| a < b));
+            prop_assert!(knots.value.is_sorted());
+            prop_assert_eq!(knots, isotonic(&wide, &y).expect("valid"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_fitted_or_refused(
+            confidence in vec(prop_oneof![any::<f64>(), 0.0..=1.0], 0..9),
+            correct in vec(prop_oneof![any::<f64>(), 0.0..=1.0], 0..9),
+            weight in vec(prop_oneof![any::<f64>(), 0.0..=1.0], 0..9),
+            hard in vec(any::<u8>(), 0..9),
+        ) {
+            let single: Vec<f32> = confidence.iter().map(|&c| c as f32).collect();
+            let _ = isotonic(&single, &hard); // no panic
+            let _ = isotonic(&confidence, &hard);
+            let _ = isotonic_weighted(&confidence, &correct, &weight);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_out_of_range() {
+        let refused = |result: ugr_fast::Result<Knots>| result.expect_err("refused").to_string();
+        assert_eq!(
+            refused(isotonic(&[0.5, f32::NAN], &[0, 1])),
+            "`confidence` must lie in [0, 1]; got NaN at index 1"
+        );
+        assert_eq!(
+            refused(isotonic(&[0.5], &[2])),
+            "`correct` must lie in [0, 1]; got 2 at index 0"
+        );
+        assert_eq!(
+            refused(isotonic(&[0.5], &[])),
+            "`correct` must have length 1, got 0"
+        );
+        assert_eq!(
+            refused(isotonic_weighted(&[0.5], &[1.0], &[-1.0])),
+            "`weight` must be 0 or lie in [1e-100, 1e100]; got -1 at index 0"
+        );
     }
 }

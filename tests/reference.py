@@ -199,6 +199,16 @@ def aurc(confidence, correct):
     return float(total / len(orders))
 
 
+def average_precision(score, correct):
+    """Over every score as a threshold: share of the hits that have just that score, times the precision there."""
+    total, sum_ = sum(correct), 0.0
+    for threshold in set(score):
+        kept = [hit for s, hit in zip(score, correct, strict=True) if s >= threshold]
+        gained = sum(hit for s, hit in zip(score, correct, strict=True) if s == threshold)
+        sum_ += gained * sum(kept) / len(kept)
+    return sum_ / total if total else math.nan
+
+
 # ---- data and baselines
 
 
@@ -461,3 +471,50 @@ def draw_order_probability(order, probabilities):
         result *= probabilities[sid] / left
         left -= probabilities[sid]
     return result
+
+
+# ---- recalibration, abstention
+
+
+def isotonic(confidence, correct, weight):
+    """Distinct confidences and their fitted values, by the formula max over i <= k of min over j >= k of mean(i..j)."""
+    points = sorted(set(confidence))
+    rows = [[(y, w) for c, y, w in zip(confidence, correct, weight, strict=True) if c == point] for point in points]
+    heavy = [sum(Fraction(w) for _, w in row) for row in rows]
+    total = [sum(Fraction(y) * Fraction(w) for y, w in row) for row in rows]
+
+    def between(i, j):
+        return sum(total[i : j + 1]) / sum(heavy[i : j + 1])
+
+    last = len(points) - 1
+    values = [max(min(between(i, j) for j in range(k, last + 1)) for i in range(k + 1)) for k in range(last + 1)]
+    return points, values
+
+
+def interpolated(x, knots, values, step):
+    """At x, between the knots on both sides of it or, with `step`, that of the left."""
+    if x <= knots[0]:
+        return values[0]
+    left = max(k for k, knot in enumerate(knots) if knot <= x)
+    if step or left == len(knots) - 1:
+        return values[left]
+    part = (Fraction(x) - Fraction(knots[left])) / (Fraction(knots[left + 1]) - Fraction(knots[left]))
+    return values[left] + part * (values[left + 1] - values[left])
+
+
+def log_loss(confidence, correct, weight):
+    """Mean negative log-likelihood; infinite where a certain prediction is wrong."""
+
+    def log(p):
+        return math.log(p) if p > 0 else -math.inf
+
+    terms = [
+        -w * ((y * log(c) if y else 0) + ((1 - y) * log(1 - c) if y < 1 else 0))
+        for c, y, w in zip(confidence, correct, weight, strict=True)
+    ]
+    return sum(terms) / sum(weight)
+
+
+def binomial_cdf(k, n, p):
+    p = Fraction(p)
+    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))

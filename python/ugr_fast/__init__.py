@@ -1,7 +1,7 @@
 """Uncertainty-aware generative recommendation: exact constrained decoding, packed training, confidence.
 
-The names below need numpy alone. The submodules `decode, device, losses, model, sids, sft, rl, evaluate, data,
-rewards, metrics, recommend, report` are imported on first use, so that `import ugr_fast` never imports torch.
+The names below need numpy alone. The submodules `decode, device, losses, model, sids, sft, rl, evaluate, data, rewards,
+metrics, abstention, recommend, report` are imported on first use, so that `import ugr_fast` never imports torch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from types import ModuleType
 from ugr_fast.advantages import group_advantages, importance_weighted_advantages
 from ugr_fast.beam import BeamResult, BeamSearch, beam_search
 from ugr_fast.packing import Packed, pack_prefixes
+from ugr_fast.recalibration import Recalibrator
 from ugr_fast.trie import Filter, SidTrie
 
 __version__ = version("ugr-fast")
 
 _SUBMODULES = {
     *("decode", "device", "losses", "model", "sids", "sft", "rl", "evaluate"),
-    *("data", "rewards", "metrics", "recommend", "report"),
+    *("data", "rewards", "metrics", "abstention", "recommend", "report"),
 }
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "BeamSearch",
     "Filter",
     "Packed",
+    "Recalibrator",
     "SidTrie",
     "beam_search",
     "group_advantages",

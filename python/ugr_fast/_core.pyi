@@ -7,13 +7,20 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Filter",
+    "Ranks",
     "SidTrie",
     "StepRule",
-    "calibration_bins",
+    "calibration_add",
+    "calibration_mass",
+    "calibration_merge",
+    "calibration_totals",
     "difficulty_weight_f32",
     "difficulty_weight_f64",
     "group_advantages_f32",
     "group_advantages_f64",
+    "isotonic_hard",
+    "isotonic_weighted",
+    "log_loss",
     "log_sum_exp",
     "pack_prefixes",
     "ugr_signal_f32",
@@ -211,18 +218,43 @@ def ugr_signal_f64(
     eps: float,
 ) -> tuple[_Bools, _Doubles, _Doubles, _Doubles]: ...
 
-# ---- calibration: confidence, correct (N,) -> lower, upper, count, confidence, accuracy (bins,), Brier score
+# ---- calibration: confidence, correct, weight (N,); sums (bins, 8, 2), the low word of each number first
 
-def calibration_bins(
-    confidence: NDArray[np.float32] | NDArray[np.float64],
-    correct: NDArray[np.uint8] | NDArray[np.float64],
-    bins: int,
-    mass: bool,
-) -> tuple[
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.uint64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    float,
-]: ...
+_Confidence: TypeAlias = _Singles | _Doubles
+_Outcome: TypeAlias = NDArray[np.uint8] | _Doubles
+_Words: TypeAlias = NDArray[np.uint64]
+
+def calibration_add(
+    sums: _Words, confidence: _Confidence, correct: _Outcome, weight: _Doubles | None, closed_right: bool
+) -> _Words: ...
+def calibration_merge(sums: _Words, other: _Words) -> _Words: ...
+
+# -> lower edges (bins,), the last upper edge, sums
+def calibration_mass(confidence: _Confidence, correct: _Outcome, bins: int) -> tuple[_Doubles, float, _Words]: ...
+
+# -> samples (bins,), and (8, bins): w, w^2, wc, wy, wc^2, wcy, wy^2, wc - wy
+def calibration_totals(sums: _Words) -> tuple[_Words, _Doubles]: ...
+def log_loss(confidence: _Confidence, correct: _Outcome, from_logits: bool) -> float: ...
+
+# ---- ranks
+
+@final
+class Ranks:
+    # scores, correct (N,)
+    def __new__(cls, scores: _Confidence, correct: _Bools) -> Ranks: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_errors(self) -> int: ...
+    def auroc(self) -> float: ...
+    def average_precision(self) -> float: ...
+    def aurc(self) -> float: ...
+    def best_aurc(self) -> float: ...
+    def augrc(self) -> float: ...
+    # -> samples kept, errors among them, threshold, one each per distinct score
+    def curve(self) -> tuple[_Words, _Words, _Doubles]: ...
+
+# ---- isotonic: confidence, correct, weight (N,) -> confidence, value (knots,)
+
+def isotonic_hard(confidence: _Singles | _Doubles, correct: NDArray[np.uint8]) -> tuple[_Doubles, _Doubles]: ...
+def isotonic_weighted(confidence: _Doubles, correct: _Doubles, weight: _Doubles) -> tuple[_Doubles, _Doubles]: ...

@@ -1,11 +1,11 @@
 //! [`crate::calibration`] for Python.
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{
+    IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray3,
+};
 use pyo3::prelude::*;
 
-use crate::Result;
-use crate::calibration::{Bins, equal_mass, equal_width};
-use crate::float::Float;
+use crate::calibration::{self, Closed, Mass, Sums};
 
 /// Confidences, in the type that their edges follow.
 #[derive(FromPyObject)]
@@ -26,55 +26,119 @@ pub enum Correct<'py> {
 }
 
 type Column<'py, T> = Bound<'py, PyArray1<T>>;
+type State<'py> = PyReadonlyArray3<'py, u64>;
 
-/// Lower and upper edges, counts, mean confidence and accuracy of each bin, and the Brier score.
+/// Words of 64 bits in the sums of a bin, the low half of each number first.
+const WORDS: usize = 16;
+
+/// A call of `$run` with the slices, whatever their types.
+macro_rules! with_slices {
+    ($py:ident, $confidence:ident, $correct:ident, |$c:ident, $y:ident| $run:expr) => {{
+        use {Confidence::*, Correct::*};
+        macro_rules! call {
+            ($cs:ident, $ys:ident) => {{
+                let ($c, $y) = ($cs.as_slice()?, $ys.as_slice()?);
+                $py.detach(|| $run)
+            }};
+        }
+        match (&$confidence, &$correct) {
+            (Single(cs), Hard(ys)) => call!(cs, ys),
+            (Single(cs), Soft(ys)) => call!(cs, ys),
+            (Double(cs), Hard(ys)) => call!(cs, ys),
+            (Double(cs), Soft(ys)) => call!(cs, ys),
+        }
+    }};
+}
+
+/// The sums, and those of more samples.
 #[pyfunction]
-#[allow(clippy::type_complexity)]
-pub fn calibration_bins<'py>(
+pub fn calibration_add<'py>(
+    py: Python<'py>,
+    sums: State<'py>,
+    confidence: Confidence<'py>,
+    correct: Correct<'py>,
+    weight: Option<PyReadonlyArray1<'py, f64>>,
+    closed_right: bool,
+) -> PyResult<Bound<'py, PyArray3<u64>>> {
+    let closed = if closed_right {
+        Closed::Right
+    } else {
+        Closed::Left
+    };
+    let weight = weight
+        .as_ref()
+        .map(|weight| weight.as_slice())
+        .transpose()?;
+    let mut sums = read(&sums)?;
+    with_slices!(py, confidence, correct, |c, y| {
+        calibration::add_width(&mut sums, c, y, weight, closed)
+    })?;
+    write(py, &sums)
+}
+
+/// The sums of all samples of both.
+#[pyfunction]
+pub fn calibration_merge<'py>(
+    py: Python<'py>,
+    sums: State<'py>,
+    other: State<'py>,
+) -> PyResult<Bound<'py, PyArray3<u64>>> {
+    let mut sums = read(&sums)?;
+    calibration::merge(&mut sums, &read(&other)?)?;
+    write(py, &sums)
+}
+
+/// Lower edges, the last upper edge, and the sums of bins of equal mass.
+#[pyfunction]
+pub fn calibration_mass<'py>(
     py: Python<'py>,
     confidence: Confidence<'py>,
     correct: Correct<'py>,
     bins: usize,
-    mass: bool,
-) -> PyResult<(
-    Column<'py, f64>,
-    Column<'py, f64>,
-    Column<'py, u64>,
-    Column<'py, f64>,
-    Column<'py, f64>,
-    f64,
-)> {
-    let bins = match (&confidence, &correct) {
-        (Confidence::Single(c), Correct::Hard(y)) => {
-            run(py, c.as_slice()?, y.as_slice()?, bins, mass)
-        }
-        (Confidence::Single(c), Correct::Soft(y)) => {
-            run(py, c.as_slice()?, y.as_slice()?, bins, mass)
-        }
-        (Confidence::Double(c), Correct::Hard(y)) => {
-            run(py, c.as_slice()?, y.as_slice()?, bins, mass)
-        }
-        (Confidence::Double(c), Correct::Soft(y)) => {
-            run(py, c.as_slice()?, y.as_slice()?, bins, mass)
-        }
-    }?;
-    Ok((
-        bins.lower.into_pyarray(py),
-        bins.upper.into_pyarray(py),
-        bins.count.into_pyarray(py),
-        bins.confidence.into_pyarray(py),
-        bins.accuracy.into_pyarray(py),
-        bins.brier,
-    ))
+) -> PyResult<(Column<'py, f64>, f64, Bound<'py, PyArray3<u64>>)> {
+    let Mass { lower, last, sums } = with_slices!(py, confidence, correct, |c, y| {
+        calibration::equal_mass(c, y, bins)
+    })?;
+    Ok((lower.into_pyarray(py), last, write(py, &sums)?))
 }
 
-fn run<C: Float + Sync, Y: Copy + Into<f64> + Sync>(
-    py: Python<'_>,
-    confidence: &[C],
-    correct: &[Y],
-    bins: usize,
-    mass: bool,
-) -> Result<Bins> {
-    let kernel = if mass { equal_mass } else { equal_width };
-    py.detach(|| kernel(confidence, correct, bins))
+/// Samples of each bin, and a row of numbers for each of the other sums and for the gap.
+#[pyfunction]
+#[allow(clippy::cast_possible_truncation, reason = "samples are counted")]
+pub fn calibration_totals<'py>(
+    py: Python<'py>,
+    sums: State<'py>,
+) -> PyResult<(Column<'py, u64>, Bound<'py, PyArray2<f64>>)> {
+    let sums = read(&sums)?;
+    let count: Vec<u64> = sums.iter().map(|bin| bin[0] as u64).collect();
+    let rows = calibration::totals(&sums).concat();
+    let rows = PyArray1::from_vec(py, rows).reshape([8, sums.len()])?;
+    Ok((count.into_pyarray(py), rows))
+}
+
+/// Mean negative log-likelihood of the outcomes.
+#[pyfunction]
+pub fn log_loss<'py>(
+    py: Python<'py>,
+    confidence: Confidence<'py>,
+    correct: Correct<'py>,
+    from_logits: bool,
+) -> PyResult<f64> {
+    let loss = with_slices!(py, confidence, correct, |c, y| {
+        calibration::log_loss(c, y, from_logits)
+    })?;
+    Ok(loss)
+}
+
+fn read(sums: &State<'_>) -> PyResult<Vec<Sums>> {
+    let number = |words: &[u64]| u128::from(words[1]) << 64 | u128::from(words[0]);
+    let bin = |words: &[u64]| std::array::from_fn(|i| number(&words[2 * i..]));
+    Ok(sums.as_slice()?.chunks_exact(WORDS).map(bin).collect())
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "halves are wanted")]
+fn write<'py>(py: Python<'py>, sums: &[Sums]) -> PyResult<Bound<'py, PyArray3<u64>>> {
+    let numbers = sums.as_flattened().iter();
+    let words = numbers.flat_map(|&number| [number as u64, (number >> 64) as u64]);
+    PyArray1::from_vec(py, words.collect()).reshape([sums.len(), WORDS / 2, 2])
 }

@@ -3,7 +3,9 @@
 mod advantage;
 mod beam;
 mod calibration;
+mod isotonic;
 mod packing;
+mod ranks;
 mod reward;
 mod trie;
 
@@ -28,9 +30,15 @@ mod _core {
     #[pymodule_export]
     use super::beam::{StepRule, log_sum_exp};
     #[pymodule_export]
-    use super::calibration::calibration_bins;
+    use super::calibration::{calibration_add, calibration_mass, calibration_merge};
+    #[pymodule_export]
+    use super::calibration::{calibration_totals, log_loss};
+    #[pymodule_export]
+    use super::isotonic::{isotonic_hard, isotonic_weighted};
     #[pymodule_export]
     use super::packing::pack_prefixes;
+    #[pymodule_export]
+    use super::ranks::PyRanks;
     #[pymodule_export]
     use super::reward::{difficulty_weight_f32, difficulty_weight_f64};
     #[pymodule_export]
