@@ -56,6 +56,7 @@ bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside w
 	$(BIN)/python benches/bench_trie.py
 	$(BIN)/python benches/bench_growth.py --max-items 1000000
 	$(BIN)/python benches/bench_math.py
+	$(BIN)/python benches/bench_metrics.py
 	$(BIN)/python benches/bench_device.py
 	$(BIN)/python benches/bench_decode.py
 	$(BIN)/python benches/bench_step.py

@@ -5,11 +5,12 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ugr_fast::advantage::{Scale, group_advantages};
+use ugr_fast::advantage::{self, Scale, group_advantages};
 use ugr_fast::beam::{Beams, Draw, Normalize, Over, Rule, step};
 use ugr_fast::calibration::{Closed, add_width, equal_mass};
 use ugr_fast::packing::{Batch, pack};
 use ugr_fast::ranks::Ranks;
+use ugr_fast::reward::{Candidates, Difficulty, Settings, signal};
 use ugr_fast::trie::{Built, SidTrie};
 use ugr_fast::{filter::Filter, logsumexp};
 
@@ -159,6 +160,39 @@ fn advantage(c: &mut Criterion) {
     });
 }
 
+/// From tokens to advantages; a third of the groups has a hit.
+fn reward(c: &mut Criterion) {
+    let mut random = Random(6);
+    let shape = [8192, 64, 4];
+    let code = |random: &mut Random| i64::try_from(random.below(256)).unwrap_or(0);
+    let tokens: Vec<i64> = (0..8192 * 64 * 4).map(|_| code(&mut random)).collect();
+    let mut target = vec![-1; 8192 * 4];
+    for row in (0..8192).step_by(3) {
+        target[row * 4..][..4].copy_from_slice(&tokens[row * 256 + 8..][..4]);
+    }
+    let scores: Vec<f32> = (0..8192 * 64).map(|_| random.unit().ln() as f32).collect();
+    let candidates = Candidates {
+        shape,
+        tokens: &tokens,
+        target: &target,
+        mask: None,
+    };
+    let settings = Settings {
+        by_length: true,
+        temperature: 1.0,
+        kind: Difficulty::Rank,
+        alpha_min: 0.0,
+        rule: advantage::Rule {
+            scale: Scale::Std,
+            eps: 1e-4,
+            ddof: 1,
+        },
+    };
+    c.bench_function("reward/8192 x 64 x 4, from tokens", |b| {
+        b.iter(|| signal(black_box(candidates), &scores, settings));
+    });
+}
+
 fn calibration(c: &mut Criterion) {
     let mut random = Random(5);
     let confidence: Vec<f32> = (0..1_000_000).map(|_| random.unit() as f32).collect();
@@ -196,6 +230,7 @@ criterion_group!(
     log_sum_exp,
     packing,
     advantage,
+    reward,
     calibration
 );
 criterion_main!(benches);
