@@ -447,6 +447,7 @@ LOG, ONE = np.log(np.array([[0.5, 0.5]])), np.ones((1, 2))
         ((TWO, LOG, ONE[0]), ValueError, "`inclusion` the same"),
         ((TWO, np.exp(LOG), ONE), ValueError, r"`logprobs` must be log-probabilities, at most 0; got 0.5 at \(0, 0\)"),
         ((TWO, LOG * np.nan, ONE), ValueError, "`logprobs`.*got nan"),
+        ((TWO, LOG, None), ValueError, "`inclusion` must be given, and only a search with method=.stochastic. has it"),
         ((TWO, LOG, TWO), ValueError, r"`inclusion` must lie in 1e-100 .. 1.*got 0.0 at \(0, 1\)"),
         ((TWO, LOG, ONE * 1.5), ValueError, "`inclusion`.*got 1.5"),
         ((TWO, LOG, ONE * np.nan), ValueError, "`inclusion`.*got nan"),

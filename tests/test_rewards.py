@@ -437,7 +437,7 @@ def test_scores_must_be_log_probabilities(bad):
         (
             lambda: uncertainty_weighted(HIT, S, lengths=np.array([[1, 0]])),
             ValueError,
-            "`lengths` must be >= 1",
+            "`lengths` must be finite and >= 1",
         ),
         (
             lambda: uncertainty_weighted(HIT, S, lengths=np.array([1, 1])),
@@ -486,6 +486,7 @@ def test_scores_must_be_log_probabilities(bad):
         (lambda: ugr(TOKENS, TOKENS[:, 0], S[0]), ValueError, "`scores` must have the shape of the candidates"),
         (lambda: ugr(TOKENS, TOKENS[:, 0], S, mask=HIT[0]), ValueError, "`mask` must have shape"),
         (lambda: ugr(TOKENS, TOKENS[:, 0, :1], S), ValueError, "`target`"),
+        (lambda: match(TOKENS * 1.0, TOKENS[:, 0]), TypeError, "`tokens` must hold integer ids, got float64"),
         (lambda: ugr(TOKENS * 1.0, TOKENS[:, 0], S), TypeError, "`tokens` must hold integer ids, got float64"),
         (lambda: ugr(TOKENS, TOKENS[:, 0], TOKENS[..., 0]), TypeError, "`scores` must be floating"),
     ],

@@ -114,6 +114,8 @@ def importance_weighted_advantages(
     Source: Kool, van Hoof and Welling, Buy 4 REINFORCE Samples, Get a Baseline for Free! (2019); Estimating Gradients
         for Discrete Random Variables by Sampling without Replacement (arXiv 2002.06043).
     """
+    if inclusion is None:
+        raise ValueError('`inclusion` must be given, and only a search with method="stochastic" has it; got None')
     r = _rewards(rewards, mask).astype(np.float64)
     log_p, q = (_as_table(name, x, r.shape) for name, x in (("logprobs", logprobs), ("inclusion", inclusion)))
     there = ~np.isnan(r) & (log_p != -np.inf)

@@ -45,6 +45,7 @@ def match(tokens: AnyArray, target: AnyArray) -> AnyArray:
         (B, G) float32, 1 for a hit, 0 for a miss or an absent candidate (all -1).
 
     Raises:
+        TypeError: Tokens that are not integers.
         ValueError: Shapes that do not fit.
 
     Example:
@@ -71,6 +72,7 @@ def prefix_match(tokens: AnyArray, target: AnyArray) -> AnyArray:
         (B, G) float32 in [0, 1], 0 for an absent candidate (all -1).
 
     Raises:
+        TypeError: Tokens that are not integers.
         ValueError: Shapes that do not fit.
 
     Example:
@@ -371,8 +373,8 @@ def ugr(
     if not _all_below_infinity(s):
         _check_scores(s, (candidates >= 0).any(2) & (True if counts is None else counts))
     kernel: Callable[..., tuple[Array, ...]] = _core.ugr_signal_f64 if s.dtype == np.float64 else _core.ugr_signal_f32
-    ids = _integers("tokens", candidates), _integers("target", truths)
-    hits, rewards, weight, advantages = kernel(*ids, s, counts, by_length, temperature, kind, alpha_min, scale, eps)
+    settings = by_length, temperature, kind, alpha_min, scale, eps
+    hits, rewards, weight, advantages = kernel(candidates, truths, s, counts, *settings)
     dtype = getattr(scores, "dtype", None)
     return Signal(
         like(scores, hits.reshape(shape)),
@@ -387,7 +389,7 @@ def _tokens(tokens: Any, target: Any) -> tuple[Array, Array]:
     if candidates.ndim != 3 or truths.shape != (candidates.shape[0], candidates.shape[2]):
         shapes = f"{candidates.shape} and {truths.shape}"
         raise ValueError(f"`tokens` must have shape (B, G, L) and `target` (B, L), got {shapes}")
-    return candidates, truths
+    return _integers("tokens", candidates), _integers("target", truths)
 
 
 def _integers(name: str, ids: Array) -> npt.NDArray[np.int64]:
@@ -470,8 +472,9 @@ def _lengths(lengths: Any, shape: tuple[int, ...], present: Bools | None) -> Flo
     if n.shape != shape:
         raise ValueError(f"`lengths` must have the shape of `hits` {shape}, got {n.shape}")
     kept = n if present is None else n[present]
-    if not (kept >= 1).all():
-        raise ValueError(f"`lengths` must be >= 1 where a candidate is present, got {kept.min()}")
+    if not ((kept >= 1) & (kept < np.inf)).all():
+        bad = kept[~((kept >= 1) & (kept < np.inf))][0]
+        raise ValueError(f"`lengths` must be finite and >= 1 where a candidate is present, got {bad}")
     return np.ascontiguousarray(n, np.float64)
 
 
