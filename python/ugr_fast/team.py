@@ -14,6 +14,7 @@ device is left to accelerate.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class Team:
             return ALONE
         from accelerate import PartialState
 
+        if not torch.distributed.is_initialized():
+            atexit.register(_leave)
         state = PartialState(cpu=device.type == "cpu")
         return cls(state.process_index, state.num_processes, str(device))
 
@@ -129,6 +132,12 @@ class Team:
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         torch.distributed.all_reduce(values)
         return values
+
+
+def _leave() -> None:
+    """End the threads of the process group, which would end the process with an error if Python ended first."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 ALONE = Team()
