@@ -229,7 +229,7 @@ pub fn log_loss<C: Float, Y: Outcome>(
     check(confidence.len(), correct.len(), 1)?;
     check_outcomes(correct, 0)?;
     if from_logits {
-        check_all("logits", confidence, 0, "must be finite", |z| {
+        Error::check_all("logits", confidence, 0, "must be finite", |z| {
             z.into().is_finite()
         })?;
         Ok(mean_loss(confidence, correct, |z, y| {
@@ -432,13 +432,13 @@ fn check(confidences: usize, outcomes: usize, bins: usize) -> Result<()> {
 }
 
 fn check_unit<T: Copy + Into<f64>>(name: &'static str, values: &[T], start: usize) -> Result<()> {
-    check_all(name, values, start, "must lie in [0, 1]", |value| {
+    Error::check_all(name, values, start, "must lie in [0, 1]", |value| {
         (0.0..=1.0).contains(&value.into())
     })
 }
 
 fn check_outcomes<Y: Outcome>(outcomes: &[Y], start: usize) -> Result<()> {
-    check_all(
+    Error::check_all(
         "correct",
         outcomes,
         start,
@@ -449,32 +449,7 @@ fn check_outcomes<Y: Outcome>(outcomes: &[Y], start: usize) -> Result<()> {
 
 fn check_weights(weights: &[f64]) -> Result<()> {
     let rule = "must lie in [0, 65536]: only ratios count, so divide all by the largest";
-    check_all("weight", weights, 0, rule, |w| {
+    Error::check_all("weight", weights, 0, rule, |w| {
         (0.0..=MAX_WEIGHT).contains(&w)
     })
-}
-
-fn check_all<T: Copy + Into<f64>>(
-    name: &'static str,
-    values: &[T],
-    start: usize,
-    rule: &'static str,
-    is_valid: impl Fn(T) -> bool,
-) -> Result<()> {
-    if values
-        .iter()
-        .fold(true, |all, &value| all & is_valid(value))
-    {
-        return Ok(()); // without an early exit this is SIMD
-    }
-    let index = values
-        .iter()
-        .position(|&value| !is_valid(value))
-        .unwrap_or(0);
-    Err(Error::value(
-        name,
-        start + index,
-        rule,
-        values[index].into(),
-    ))
 }

@@ -85,6 +85,27 @@ impl Error {
         };
         if got == expected { Ok(()) } else { Err(wrong) }
     }
+
+    /// Refuses the first value that is not valid, by its index from `start` on.
+    pub(crate) fn check_all<T: Copy + Into<f64>>(
+        name: &'static str,
+        values: &[T],
+        start: usize,
+        rule: &'static str,
+        is_valid: impl Fn(T) -> bool,
+    ) -> Result<()> {
+        if values
+            .iter()
+            .fold(true, |all, &value| all & is_valid(value))
+        {
+            return Ok(()); // without an early exit this is SIMD
+        }
+        let index = values
+            .iter()
+            .position(|&value| !is_valid(value))
+            .unwrap_or(0);
+        Err(Self::value(name, start + index, rule, values[index].into()))
+    }
 }
 
 impl fmt::Display for Error {

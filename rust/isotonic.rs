@@ -44,8 +44,10 @@ pub struct Knots {
 /// many of both.
 pub fn isotonic<C: Keyed>(confidence: &[C], correct: &[u8]) -> Result<Knots> {
     Error::check_length("correct", confidence.len(), correct.len())?;
-    check("confidence", confidence, UNIT, |c| (0.0..=1.0).contains(&c))?;
-    check("correct", correct, UNIT, |y| y <= 1.0)?;
+    Error::check_all("confidence", confidence, 0, UNIT, |c| {
+        (0.0..=1.0).contains(&c.into())
+    })?;
+    Error::check_all("correct", correct, 0, UNIT, |y| y <= 1)?;
     let sorted = radix_sort(keys(confidence, correct), C::DIGITS);
     let miss = |key: &C::Key| (*key).into() & 1;
     let falls = sorted.chunk_by(|a, b| miss(a) <= miss(b));
@@ -68,9 +70,11 @@ pub fn isotonic<C: Keyed>(confidence: &[C], correct: &[u8]) -> Result<Knots> {
 pub fn isotonic_weighted(confidence: &[f64], correct: &[f64], weight: &[f64]) -> Result<Knots> {
     Error::check_length("correct", confidence.len(), correct.len())?;
     Error::check_length("weight", confidence.len(), weight.len())?;
-    check("confidence", confidence, UNIT, |c| (0.0..=1.0).contains(&c))?;
-    check("correct", correct, UNIT, |y| (0.0..=1.0).contains(&y))?;
-    check("weight", weight, WEIGHT, |w| {
+    Error::check_all("confidence", confidence, 0, UNIT, |c| {
+        (0.0..=1.0).contains(&c)
+    })?;
+    Error::check_all("correct", correct, 0, UNIT, |y| (0.0..=1.0).contains(&y))?;
+    Error::check_all("weight", weight, 0, WEIGHT, |w| {
         w == 0.0 || (MAX_WEIGHT.recip()..=MAX_WEIGHT).contains(&w)
     })?;
     let samples = confidence.iter().zip(correct).zip(weight);
@@ -89,20 +93,6 @@ pub fn isotonic_weighted(confidence: &[f64], correct: &[f64], weight: &[f64]) ->
 
 const UNIT: &str = "must lie in [0, 1]";
 const WEIGHT: &str = "must be 0 or lie in [1e-100, 1e100]";
-
-/// Refuses the first value that is not `valid`.
-fn check<T: Copy + Into<f64>>(
-    name: &'static str,
-    values: &[T],
-    rule: &'static str,
-    valid: impl Fn(f64) -> bool,
-) -> Result<()> {
-    if values.iter().fold(true, |all, &x| all & valid(x.into())) {
-        return Ok(()); // without an early exit this is SIMD
-    }
-    let first = values.iter().position(|&x| !valid(x.into())).unwrap_or(0);
-    Err(Error::value(name, first, rule, values[first].into()))
-}
 
 /// Bits that order like the number: it is not negative, once -0.0 is +0.0.
 fn bits(x: f64) -> u64 {

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ugr_fast.model import token_tables
+
 
 def with_lora(model: Any, rank: int, alpha: int) -> Any:
     """Put LoRA adapters on every linear layer of `model` but its head, and freeze what they stand beside.
@@ -36,14 +38,14 @@ def with_lora(model: Any, rank: int, alpha: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    tables = _tables(model)
+    tables = token_tables(model)
     settings = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )  # peft's own doing
+        )  # peft asks for it
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2's, and peft sees to it
         adapted = get_peft_model(model, settings)
     for table in tables:
@@ -73,7 +75,7 @@ class Reference:
     """
 
     def __init__(self, model: Any) -> None:
-        self._tables = [table.detach().clone() for table in _tables(model)] if is_adapted(model) else []
+        self._tables = [table.detach().clone() for table in token_tables(model)] if is_adapted(model) else []
         self._copy = None if is_adapted(model) else copy.deepcopy(model).requires_grad_(False)
 
     @contextmanager
@@ -91,11 +93,5 @@ class Reference:
                     self._swap(model)
 
     def _swap(self, model: Any) -> None:
-        for number, table in enumerate(_tables(model)):
+        for number, table in enumerate(token_tables(model)):
             table.data, self._tables[number] = self._tables[number], table.data
-
-
-def _tables(model: Any) -> list[torch.nn.Parameter]:
-    """The embeddings and, unless it is tied to them, the head."""
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    return list(tables.values())

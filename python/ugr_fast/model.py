@@ -292,6 +292,12 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def token_tables(model: Any) -> list[torch.nn.Parameter]:
+    """Return the weights that have a row for every token: the embeddings and, unless it is tied to them, the head."""
+    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return list({id(table): table for table in tables}.values())
+
+
 def takes_pattern(model: Any) -> bool:
     """Whether `model` attends as an explicit 4-D mask says, at the positions that it is given.
 

@@ -66,7 +66,7 @@ from ugr_fast.files import (
     writing,
 )
 from ugr_fast.lora import is_adapted, merged
-from ugr_fast.model import Catalogue, SidVocabulary
+from ugr_fast.model import Catalogue, SidVocabulary, token_tables
 from ugr_fast.progress import say
 from ugr_fast.team import ALONE, Team
 
@@ -175,7 +175,7 @@ class Learner:
         Source:
             Muon, arXiv 2502.16982; measured against AdamW in docs/results.md.
         """
-        tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+        tables = {id(table) for table in token_tables(model)}
         trained = [p for p in model.parameters() if p.requires_grad]
         inner = [p for p in trained if muon_lr and p.ndim == 2 and id(p) not in tables]
         taken = {id(p) for p in inner}
@@ -608,9 +608,8 @@ def _load_weights(model: Any, folder: Path) -> Any:
 
 def describe(model: Any, team: Team) -> str:
     """Return in words how large `model` is, how much of it learns, and on how many processes."""
-    every, learns = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or not trained) / 1e6 for trained in (False, True)
-    )
+    every = sum(p.numel() for p in model.parameters()) / 1e6
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     parameters = f"{every:.2f} M parameters" + ("" if learns == every else f", {learns:.2f} M of them trained")
     return parameters + (f", {team.size} processes" if team.size > 1 else "")
 
