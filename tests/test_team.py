@@ -64,7 +64,7 @@ def together(num_processes, *arguments):
 
 
 ROWS = """
-import os, torch
+import pathlib, sys, time, torch
 from ugr_fast.team import Team
 team = Team.join(torch.device("cpu"))
 for count in (0, 1, 2, 3, 7, 8):
@@ -81,8 +81,13 @@ if team.rank:
     weight.grad = torch.tensor([1.0, 10.0]) * team.rank
 team.sum_gradients([weight, other])
 assert weight.grad.tolist() == [3.0, 30.0] and other.grad.tolist() == [0.0, 0.0]
+done = pathlib.Path(sys.argv[1])
 with team.main_first():
-    print("process", team.rank, flush=True)
+    assert done.exists() == bool(team.rank)
+    if team.is_main:
+        time.sleep(0.3)  # for the others to come past, were they not held
+        done.touch()
+done.with_name(f"process {team.rank}").touch()
 """
 
 
@@ -112,9 +117,8 @@ cli.main(sys.argv[1:])
 def test_rows_of_three_processes(tmp_path):
     script = tmp_path / "rows.py"
     script.write_text(ROWS)
-    printed = together(3, script).split("\n")
-    assert printed[0] == "process 0"
-    assert sorted(printed[1:3]) == ["process 1", "process 2"]
+    together(3, script, tmp_path / "main first")
+    assert sorted(path.name for path in tmp_path.glob("process *")) == ["process 0", "process 1", "process 2"]
 
 
 def final(folder):
