@@ -14,15 +14,14 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("run", help="run directory of `ugr-fast rl`")
 parser.add_argument("history", nargs="+", help="items chosen so far, oldest first: titles or ids")
 parser.add_argument("-k", type=int, default=5, help="recommendations at most (default: 5)")
-parser.add_argument("--min-confidence", type=float, default=0.0, help="leave out what is less sure (default: 0)")
+parser.add_argument("--min-confidence", type=float, default=0.0, help="say nothing where less sure (default: 0)")
 options = parser.parse_args()
 
 try:
-    found = Recommender.load(options.run)(options.history, k=options.k)
+    found = Recommender.load(options.run)([options.history], k=options.k, min_confidence=options.min_confidence)
 except (ValueError, OSError) as error:
     sys.exit(f"recommend: {error}")
-sure = [item for item in found if item.confidence >= options.min_confidence]
-if not sure:
-    sys.exit(f"not sure enough: the highest confidence is {max(item.confidence for item in found):.3f}")
-for item in sure:
-    print(f"{item.confidence:.3f}  {item.title}")
+if found.abstained[0]:
+    sys.exit(f"no recommendation: {found.reasons[0]}")
+for item in found[0]:
+    print(f"{item.calibrated:.3f}  {item.title}")

@@ -25,12 +25,13 @@ from ugr_fast.configs import (
     SidsConfig,
     check,
 )
-from ugr_fast.progress import is_main_process
+from ugr_fast.files import finite
+from ugr_fast.progress import is_main_process, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ugr_fast.recommend import Recommendation
+    from ugr_fast.recommend import Recommendations
 
 DESCRIPTION = """Generative recommendation that knows how sure it is.
 
@@ -82,11 +83,21 @@ def recommend(config: RecommendConfig) -> None:
     check(config)
     names = [name for name in config.history.split(";") if name.strip()]
     recommender = Recommender.load(config.run, config.device)
-    found = recommender(names, k=config.k, num_beams=config.num_beams or None, hide_seen=config.hide_seen)
+    found = recommender(
+        [names],
+        k=config.k,
+        num_beams=config.num_beams or None,
+        hide_seen=config.hide_seen,
+        min_confidence=config.min_confidence,
+        max_risk=config.max_risk,
+        delta=config.risk_delta,
+    )
     if config.json:
-        print(json.dumps([dataclasses.asdict(item) for item in found], ensure_ascii=False, indent=1))
+        print(json.dumps(finite(_as_json(found)), ensure_ascii=False, indent=1))
     else:
         _print_recommendations(found)
+    if recommender.confidence is None:
+        say(f"confidences are as the model states them, not calibrated: {recommender.uncalibrated}")
 
 
 def report(config: ReportConfig) -> None:
@@ -173,14 +184,38 @@ def _print_best(found: dict[str, Any]) -> None:
     print("best on valid: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
 
 
-def _print_recommendations(found: list[Recommendation]) -> None:
+def _as_json(found: Recommendations) -> dict[str, Any]:
+    """The answer to the first history."""
+    return {
+        "abstained": bool(found.abstained[0]),
+        "reason": found.reasons[0] or None,
+        "first": float(found.first[0]),
+        "promise": None if found.promise is None else dataclasses.asdict(found.promise),
+        "items": [item._asdict() for item in found[0]],
+    }
+
+
+def _print_recommendations(found: Recommendations) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("#", "title", "confidence", "log-prob", "id")
-    for number, item in enumerate(found, start=1):
-        table.add_row(str(number), item.title, f"{item.confidence:.3f}", f"{item.score:.2f}", item.id)
-    Console().print(table)
+    console = Console(highlight=False)
+    table = Table("#", "title", "next with", "model says", "log-prob", "id")
+    for number, item in enumerate(found[0], start=1):
+        sure = "–" if item.calibrated is None else f"{item.calibrated:.1%}"
+        table.add_row(str(number), item.title, sure, f"{item.confidence:.3f}", f"{item.score:.2f}", item.id)
+    if found.promise is not None and found.promise.threshold is not None:
+        rule = found.promise
+        console.print(
+            f"Of valid users, {rule.share:.0%} get an answer at risk {rule.max_risk}: {rule.risk:.1%} of their lists "
+            f"lack the next item, at most {rule.upper_bound:.1%} with probability {1 - rule.delta:g}.",
+            markup=False,
+            soft_wrap=True,
+        )
+    if found.abstained[0]:
+        console.print(f"No recommendation: {found.reasons[0]}.", markup=False, soft_wrap=True)
+    else:
+        console.print(table)
 
 
 if __name__ == "__main__":

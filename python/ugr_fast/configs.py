@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ugr_fast.recalibration import Method
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -275,6 +277,12 @@ class EvalConfig:
     """Checkpoint to evaluate."""
     embeddings: Path | None = None
     """Optional .npy file of item embeddings (num_items, dim): adds the baseline cosine + Markov, a strong one."""
+    recalibration: Method = "beta"
+    """What turns a stated confidence into a probability, fitted on half of the valid rows, for `recommend` too."""
+    risks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    """Largest shares of errors to try to promise to those answered; an error is a list without the next item."""
+    risk_delta: float = 0.1
+    """Probability that such a promise may fail."""
     batch_size: int = 64
     """Prompts per forward pass."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -299,6 +307,12 @@ class RecommendConfig:
     """Beam width; 0 takes k."""
     hide_seen: bool = False
     """Leave out what is in the history."""
+    min_confidence: float | None = None
+    """Answer only if the first item is the next one with at least this probability, calibrated by `ugr-fast eval`."""
+    max_risk: float | None = None
+    """Answer only users for whom lists without the next item are at most this share, promised on valid rows."""
+    risk_delta: float = 0.1
+    """Probability that the promise of `max_risk` may fail."""
     json: bool = False
     """Print JSON instead of a table."""
     device: str = "auto"
@@ -342,7 +356,8 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("seed", "in 0 .. 2**32 - 1", lambda value: 0 <= value < 2**32),
     (_NOT_NEGATIVE, "a finite number, 0 or more", lambda value: 0 <= value < float("inf")),
     ("lr clip_grad clip delta reward_temperature", "a finite number above 0", lambda value: 0 < value < float("inf")),
-    ("alpha_min gamma", "in [0, 1]", lambda value: 0 <= value <= 1),
+    ("alpha_min gamma min_confidence", "in [0, 1]", lambda value: 0 <= value <= 1),
+    ("max_risk risk_delta", "between 0 and 1", lambda value: 0 < value < 1),
     ("dropout average label_smoothing", "in [0, 1)", lambda value: 0 <= value < 1),
 )
 
@@ -374,6 +389,8 @@ def check(config: Any) -> None:
             allowed = ", ".join(get_args(hint))
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}")
     _check_beams(config)
+    if isinstance(config, EvalConfig) and not all(0 < risk < 1 for risk in config.risks):
+        raise ValueError(f"`risks` must lie between 0 and 1, got {config.risks}")
     if isinstance(config, RlConfig):
         _check_rl(config)
     if isinstance(config, SftConfig) and config.model is None and config.lora:

@@ -1,37 +1,92 @@
-"""Full-ranking evaluation of a run: accuracy at item and SID level, and what its confidence is worth.
+"""Full-ranking evaluation of a run: accuracy at item and SID level, what its confidence is worth, what it is good for.
 
-The *user-level* confidence is that of the top recommendation, and it is right when that recommendation is the next item
-(hit@1). The *candidate-level* confidence is that of every beam, and most beams are misses: a constant near 0 looks
-calibrated there, so the Brier skill against the base rate and AUROC stand beside each ECE. Every number for the
-confidence stands beside the same number for the beam's own likelihood, exp(score).
+The *user level* is what is said of the top recommendation, right when that is the next item (hit@1). The *candidate
+level* is what is said of every item of every list, and most of them are misses: a constant near 0 looks calibrated
+there, so Brier skill against the base rate and AUROC stand beside each ECE. Every number for the confidence stands
+beside the same number for the beam's own likelihood, exp(score).
+
+Whatever is chosen (recalibration, λ, how to tell a certain user) is chosen on one half of the valid rows, see
+`decisions`; so `--split test` ranks the valid rows too, unless that was done before. The choices are kept in
+confidence.json, for `ugr-fast recommend`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ugr_fast import baselines, data, metrics, sids
+from ugr_fast import baselines, data, decisions, metrics, sids
+from ugr_fast.confidence import Confidence, How, read_outcomes, write_outcomes
 from ugr_fast.configs import METRIC_DEPTH, check
+from ugr_fast.decisions import Bootstrap, Choices, Outcomes, Source
 from ugr_fast.files import write_json
 from ugr_fast.model import autocast
-from ugr_fast.progress import say
-from ugr_fast.recommend import Ranking, hits_at_sid, rank, ranking_metrics, top_items
+from ugr_fast.progress import bar, say
+from ugr_fast.recommend import Ranking, beam_of_items, outcomes_of, rank, ranking_metrics
 from ugr_fast.run import Run, choose_device, set_threads
 from ugr_fast.team import Team
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from ugr_fast.configs import EvalConfig
     from ugr_fast.model import Catalogue
+    from ugr_fast.recalibration import Recalibrator
 
 BINS = 15
 NUM_EXAMPLES = 24
 CURVE_POINTS = 200
+PROMISED_AT = (1, METRIC_DEPTH)  # k of the hit@k that a promise speaks of
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the rankings of an evaluation share."""
+
+    config: EvalConfig
+    run: Run
+    catalogue: Catalogue
+    device: torch.device
+    team: Team
+    step: int
+
+    def rows(self, dataset: data.Dataset, split: str) -> data.Rows:
+        """The rows of a split, with histories as long as in training."""
+        rows: data.Rows = getattr(dataset, split).latest(self.run.config["settings"]["history"])
+        return rows
+
+    def how(self, rows: data.Rows) -> How:
+        """What tells the ranking of these rows from another."""
+        config, digest = self.config, hashlib.sha256()
+        for column in (rows.offsets, rows.items, rows.item):
+            digest.update(np.ascontiguousarray(column, np.int64).tobytes())
+        names = ("num_beams", "normalize", "precision")
+        return {"step": self.step, **{name: getattr(config, name) for name in names}, "rows": digest.hexdigest()[:16]}
+
+    def rank(self, rows: data.Rows, split: str) -> Ranking:
+        """Rank the catalogue for every row."""
+        with autocast(self.device, self.config.precision):
+            return rank(
+                self.run.load_model(self.device, self.config.checkpoint),
+                self.catalogue,
+                [rows.history(row) for row in range(len(rows))],
+                num_beams=self.config.num_beams,
+                normalize=self.config.normalize,
+                batch_size=self.config.batch_size,
+                description=f"evaluating {self.config.run.name} on {split}",
+                team=self.team,
+            )
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate a run as `config` says, write eval-SPLIT.json into it, and return what was written.
+    """Evaluate a run as `config` says, write what was found into it, and return what eval-SPLIT.json says.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -40,24 +95,20 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     check(config)
     set_threads(config.threads)
     device = choose_device(config.device)
-    team = Team.join(device)
     run = Run.open(config.run)
     dataset = data.load(config.data)
-    catalogue = run.load_catalogue()
     run.check_items(dataset.ids)
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
-    rows: data.Rows = getattr(dataset, config.split).latest(run.config["settings"]["history"])
-    with autocast(device, config.precision):
-        ranking = rank(
-            run.load_model(device, config.checkpoint),
-            catalogue,
-            [rows.history(row) for row in range(len(rows))],
-            num_beams=config.num_beams,
-            normalize=config.normalize,
-            batch_size=config.batch_size,
-            description=f"evaluating {config.run.name} on {config.split}",
-            team=team,
+    step = int(run.model_folder(config.checkpoint).parent.name[5:])
+    job = Job(config, run, run.load_catalogue(), device, Team.join(device), step)
+    rows = job.rows(dataset, config.split)
+    if min(len(rows), len(dataset.valid)) < 2:
+        raise ValueError(
+            f"`data` must have 2 rows in valid and in {config.split}, or more; prepare it with larger shares"
         )
+    ranking = job.rank(rows, config.split)
+    outcomes = outcomes_of(ranking, job.catalogue, rows.item)
+    known = _confidence(job, dataset, outcomes)
     found = {
         "split": config.split,
         "num_rows": len(rows),
@@ -65,14 +116,21 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "normalize": config.normalize,
         "precision": config.precision,
         "checkpoint": config.checkpoint,
-        "step": _step(run, config.checkpoint),
-        "ranking": ranking_metrics(ranking, catalogue, rows.item),
-        **confidence_metrics(ranking, hits_at_sid(ranking, catalogue, rows.item), rows.item),
+        "step": step,
+        "trained": _trained(run, step),
+        "signal": known.choices.signal,
+        "recalibration": config.recalibration,
+        "ranking": ranking_metrics(ranking, job.catalogue, rows.item),
+        "intervals": intervals(ranking, job.catalogue, rows.item),
+        "reach": reach(ranking.items, dataset),
+        **confidence_metrics(outcomes, known.choices),
+        "decisions": _decisions(known, outcomes, config.split),
+        "promises": _promises(known, outcomes, config),
         "baselines": baseline_metrics(dataset, rows, embeddings),
-        "examples": examples(ranking, catalogue, dataset, rows),
+        "examples": examples(ranking, known.candidate(outcomes), job.catalogue, dataset, rows),
     }
-    if team.is_main:
-        write_json(run.folder / f"eval-{config.split}.json", found)
+    if job.team.is_main:
+        _write(job, known, outcomes, rows, found)
     ranked = found["ranking"]
     say(
         f"{config.run.name} on {config.split}, {len(rows)} rows, beam width {config.num_beams}: "
@@ -81,64 +139,147 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return found
 
 
-def _step(run: Run, checkpoint: str) -> int:
-    best = run.best()
-    return int(best["step"]) if checkpoint == "best" and best else run.steps()[-1]
+def _write(job: Job, known: Confidence, outcomes: Outcomes, rows: data.Rows, found: dict[str, Any]) -> None:
+    split, folder = job.config.split, job.run.folder
+    write_outcomes(folder / f"outcomes-{split}.safetensors", outcomes, job.how(rows))
+    if job.run.model_folder() == job.run.model_folder(job.config.checkpoint):  # `recommend` uses the best
+        known.save(job.run)
+    write_json(folder / f"eval-{split}.json", found)
 
 
-def confidence_metrics(ranking: Ranking, hits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+def _trained(run: Run, step: int) -> bool:
+    """Whether the confidence tokens of this checkpoint were: those of step 0 are of the model that rl began with."""
+    config = run.config
+    return bool(config["command"] == "rl" and config["settings"].get("confidence") != "none" and step > 0)
+
+
+def _confidence(job: Job, dataset: data.Dataset, outcomes: Outcomes) -> Confidence:
+    """Choose on one half of the valid rows, which are ranked first if nobody did."""
+    rows = job.rows(dataset, "valid")
+    how, valid = job.how(rows), outcomes
+    if job.config.split != "valid":
+        valid = _ranked_before(job.run.folder / "outcomes-valid.safetensors", how) or outcomes_of(
+            job.rank(rows, "valid"), job.catalogue, rows.item
+        )
+    choosing, _ = decisions.halves(len(valid))
+    trained = _trained(job.run, job.step)
+    return Confidence(
+        how, decisions.choose(valid.take(choosing), trained=trained, method=job.config.recalibration), valid
+    )
+
+
+def _ranked_before(path: Path, how: How) -> Outcomes | None:
+    with suppress(FileNotFoundError, ValueError):
+        saved, outcomes = read_outcomes(path)
+        return outcomes if saved == how else None
+    return None
+
+
+def _decisions(known: Confidence, outcomes: Outcomes, split: str) -> dict[str, Any]:
+    """Measure the decisions on rows that chose nothing: of the valid rows, one half."""
+    chose, rest = decisions.halves(len(known.valid))
+    measured = outcomes.take(rest) if split == "valid" else outcomes
+    found: dict[str, Any] = {"chosen_on": len(chose), "rows": len(measured)}
+    with bar("measuring decisions", 3) as advance:
+        for name, measure in decisions.DECISIONS.items():
+            found[name] = measure(measured, known.choices)
+            advance(1)
+    return found
+
+
+def _promises(known: Confidence, outcomes: Outcomes, config: EvalConfig) -> list[dict[str, Any]]:
+    """What abstaining can promise, on the valid rows that test it, and what it came to on this split."""
+    found = []
+    for k in PROMISED_AT:
+        for max_risk in config.risks:
+            rule = known.promise(max_risk, k, config.risk_delta)
+            realised = rule.realised(known.certainty(outcomes), decisions.hit(outcomes.rank, k) > 0)
+            said = {name: getattr(rule, name) for name in ("max_risk", "delta", "threshold", "reason")}
+            tested = {name: getattr(rule, name) for name in ("answered", "share", "risk", "upper_bound")}
+            found.append({"k": k, **said, "calibration": tested, "realised": realised._asdict()})
+    return found
+
+
+def intervals(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> dict[str, list[float]]:
+    """Return the 95% interval of each of `ranking_metrics`, over resampled users."""
+    per_user = ranking_metrics(ranking, catalogue, targets, mean=False)
+    means = Bootstrap(len(targets)).means(np.stack([*per_user.values()]))
+    return {name: ends for name, (_, *ends) in zip(per_user, means, strict=True)}
+
+
+def reach(items: np.ndarray, dataset: data.Dataset, k: int = METRIC_DEPTH) -> dict[str, float]:
+    """Return how much of the catalogue is recommended to anybody, and how popular what is recommended was in training.
+
+    A model that wins by recommending hits only has a small coverage and a high popularity.
+    """
+    counts = baselines.popularity(data.sequences(dataset.train).items, dataset.num_items)
+    return {
+        f"coverage@{k}": metrics.catalogue_coverage(items, dataset.num_items, k),
+        f"popularity@{k}": float(np.nanmean(metrics.mean_popularity(items, counts, k))),
+    }
+
+
+def confidence_metrics(outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
     """Measure the confidence and, beside it, the beam's likelihood.
 
     Args:
-        ranking: N rankings of K beams.
-        hits: (N, K) bool, the beam is the target's semantic ID.
-        targets: (N,) item ids.
+        outcomes: of N users.
+        choices: with the recalibration of both.
 
     Returns:
-        "confidence" and "likelihood", each with "user" and "candidate" level numbers, a reliability diagram, the
-        risk-coverage curve and the rejection curve; "kept_half": HR@10 and NDCG@10 of the most confident half of the
-        users, with the mean over all users ("random") beside them.
+        "confidence" and "likelihood", each at "user" and "candidate" level: see `level`.
     """
-    sources = {"confidence": ranking.confidence, "likelihood": np.exp(ranking.scores)}
-    hit10 = metrics.recall_at(ranking.items, targets, METRIC_DEPTH)
-    ndcg10 = metrics.ndcg_at(ranking.items, targets, METRIC_DEPTH)
-    found: dict[str, Any] = {}
-    kept: dict[str, Any] = {"random": {"hr@10": float(hit10.mean()), "ndcg@10": float(ndcg10.mean())}}
-    for name, values in sources.items():
-        present = ranking.items[:, 0] >= 0
-        top = np.where(present, values[:, 0], 0.0).astype(np.float64).clip(0, 1)
-        there = np.isfinite(ranking.scores)
-        found[name] = {
-            "user": scalar_metrics(top, hits[:, 0]),
-            "candidate": scalar_metrics(values[there].astype(np.float64).clip(0, 1), hits[there]),
-            "reliability": reliability(top, hits[:, 0]),
-            "risk_coverage": curve(*metrics.risk_coverage(top, hits[:, 0])[:2]),
-            "rejection": rejection(top, ndcg10, hit10),
+    return {
+        source: {
+            "user": level(outcomes, source, choices.user[source], np.s_[:, :1]),
+            "candidate": level(outcomes, source, choices.candidate[source], np.s_[:]),
         }
-        most = np.argsort(-top, kind="stable")[: (len(top) + 1) // 2]
-        kept[name] = {"hr@10": float(hit10[most].mean()), "ndcg@10": float(ndcg10[most].mean())}
-    return {**found, "kept_half": kept}
+        for source in get_args(Source)
+    }
+
+
+def level(outcomes: Outcomes, source: Source, recalibrate: Recalibrator, entries: Any) -> dict[str, Any]:
+    """Return what `source` is worth on these entries of the lists, before and after recalibration.
+
+    Returns:
+        "before" and "after": see `scalar_metrics`; "reliability" of both; "histogram" of what was said of hits and of
+        misses; "risk_coverage".
+    """
+    there = outcomes.present[entries]
+    said, correct = outcomes.said(source)[entries][there], outcomes.hits[entries][there]
+    stages = {"before": said, "after": recalibrate(said)}
+    coverage, risk, _ = metrics.risk_coverage(said, correct)
+    return {
+        **{stage: scalar_metrics(values, correct) for stage, values in stages.items()},
+        "reliability": {stage: reliability(values, correct) for stage, values in stages.items()},
+        "histogram": histogram(said, correct),
+        "risk_coverage": curve(coverage, risk),
+    }
 
 
 def scalar_metrics(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float | None]:
-    """Return ECE, MCE, Brier score, Brier skill, AUROC and AURC; None where one is undefined.
+    """Return ECE with its interval, MCE, Brier score and skill, log loss, AUROC and AURC; None where one is undefined.
 
     Brier skill = 1 − Brier / (base rate · (1 − base rate)): 0 for always saying the base rate.
     """
     bins = metrics.calibration(confidence, correct, bins=BINS)
-    rate = float(correct.mean())
+    rate, ranks = float(correct.mean()), metrics.Ranks(confidence, correct)
+    low, high = bins.ece_interval()
     values = {
+        "n": float(len(correct)),
+        "base_rate": rate,
+        "mean": float(confidence.mean()),
         "ece": bins.ece,
+        "ece_low": low,
+        "ece_high": high,
         "mce": bins.mce,
         "brier": bins.brier,
         "brier_skill": 1 - bins.brier / (rate * (1 - rate)) if 0 < rate < 1 else np.nan,
-        "auroc": metrics.auroc(confidence, correct),
-        "aurc": metrics.aurc(confidence, correct),
-        "mean_confidence": float(confidence.mean()),
-        "base_rate": rate,
-        "n": float(len(correct)),
+        "log_loss": metrics.log_loss(confidence, correct),
+        "auroc": ranks.auroc(),
+        "aurc": ranks.aurc(),
     }
-    return {key: None if np.isnan(value) else float(value) for key, value in values.items()}
+    return {key: float(value) if np.isfinite(value) else None for key, value in values.items()}
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
@@ -147,19 +288,25 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[f
     Confidences in a top recommendation crowd near 0, where bins of equal width would show one or two points.
     """
     bins = metrics.calibration(confidence, correct, bins=BINS, binning="mass")
-    filled = bins.count > 0
-    count = bins.count[filled].astype(np.int64)
-    low, high = metrics.wilson(np.rint(bins.accuracy[filled] * count), count)
-    columns = {
-        "lower": bins.lower[filled],
-        "upper": bins.upper[filled],
-        "count": count,
-        "confidence": bins.confidence[filled],
-        "accuracy": bins.accuracy[filled],
+    low, high = bins.interval()
+    columns: Mapping[str, Any] = {
+        "lower": bins.lower,
+        "upper": bins.upper,
+        "count": bins.count,
+        "confidence": bins.confidence,
+        "accuracy": bins.accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
     }
-    return {name: column.tolist() for name, column in columns.items()}
+    filled = bins.count > 0
+    return {name: column[filled].tolist() for name, column in columns.items()}
+
+
+def histogram(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+    """Return how many hits and misses lie between "edges", evenly spaced from 0 to the largest confidence."""
+    edges = np.linspace(0, max(float(confidence.max()), 1e-9), 2 * BINS + 1)
+    of = {"hits": confidence[correct], "misses": confidence[~correct]}
+    return {"edges": edges.tolist(), **{name: np.histogram(x, edges)[0].tolist() for name, x in of.items()}}
 
 
 def curve(coverage: np.ndarray, risk: np.ndarray) -> dict[str, list[float]]:
@@ -168,22 +315,10 @@ def curve(coverage: np.ndarray, risk: np.ndarray) -> dict[str, list[float]]:
     return {"coverage": coverage[chosen].tolist(), "risk": risk[chosen].tolist()}
 
 
-def rejection(confidence: np.ndarray, ndcg: np.ndarray, hit: np.ndarray) -> dict[str, list[float]]:
-    """Return NDCG@10 and HR@10 of the most confident users, at coverages 5%, 10%, … 100%."""
-    order = np.argsort(-confidence, kind="stable")
-    coverage = np.arange(1, 21) / 20
-    kept = [order[: max(1, round(share * len(order)))] for share in coverage]
-    return {
-        "coverage": coverage.tolist(),
-        "ndcg@10": [float(ndcg[rows].mean()) for rows in kept],
-        "hr@10": [float(hit[rows].mean()) for rows in kept],
-    }
-
-
 def baseline_metrics(
     dataset: data.Dataset, rows: data.Rows, embeddings: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return HR and NDCG of popularity, last-item Markov and, with item embeddings, cosine + Markov.
+    """Return HR, NDCG and reach of popularity, last-item Markov and, with item embeddings, cosine + Markov.
 
     All are counted on the training split.
     """
@@ -201,30 +336,33 @@ def baseline_metrics(
             f"{label}@{k}": float(metric(ranked, rows.item, k).mean())
             for k in (1, 3, 5, 10)
             for label, metric in (("hr", metrics.recall_at), ("ndcg", metrics.ndcg_at))
-        }
+        } | reach(ranked, dataset)
     return found
 
 
-def examples(ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows) -> list[dict[str, Any]]:
+def examples(
+    ranking: Ranking, calibrated: np.ndarray, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows
+) -> list[dict[str, Any]]:
     """Return a readable sample of users: history, the ten first recommendations with confidence, what came next."""
-    chosen = np.random.default_rng(0).permutation(len(rows))[:NUM_EXAMPLES]
-    return [_example(int(row), ranking, catalogue, dataset, rows) for row in np.sort(chosen)]
-
-
-def _example(
-    row: int, ranking: Ranking, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows
-) -> dict[str, Any]:
-    return {
-        "user": int(rows.user[row]),
-        "history": [dataset.titles[item] for item in rows.history(row)],
-        "target": dataset.titles[rows.item[row]],
-        "recommended": [
-            {
-                "title": dataset.titles[item],
-                "confidence": float(ranking.confidence[row, beam]),
-                "likelihood": float(np.exp(ranking.scores[row, beam])),
-                "hit": item == int(rows.item[row]),
-            }
-            for item, beam in top_items(ranking, catalogue, row, METRIC_DEPTH)
-        ],
-    }
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:NUM_EXAMPLES])
+    shown = Ranking(**{name: values[chosen] for name, values in vars(ranking).items()})
+    beams = beam_of_items(shown, catalogue)
+    return [
+        {
+            "user": int(rows.user[row]),
+            "history": [dataset.titles[item] for item in rows.history(row)],
+            "target": dataset.titles[rows.item[row]],
+            "recommended": [
+                {
+                    "title": dataset.titles[item],
+                    "confidence": float(shown.confidence[place, beams[place, at]]),
+                    "likelihood": float(np.exp(shown.scores[place, beams[place, at]])),
+                    "calibrated": float(calibrated[row, at]),
+                    "hit": bool(item == rows.item[row]),
+                }
+                for at, item in enumerate(shown.items[place, :METRIC_DEPTH])
+                if item >= 0
+            ],
+        }
+        for place, row in enumerate(chosen)
+    ]

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 
 from ugr_fast import metrics
+from ugr_fast.confidence import Confidence, How
+from ugr_fast.decisions import Outcomes
 from ugr_fast.decode import Normalize, beam_search
-from ugr_fast.model import Catalogue, pad_left
+from ugr_fast.model import Catalogue, autocast, pad_left
 from ugr_fast.progress import bar
 from ugr_fast.run import Run, choose_device
 from ugr_fast.team import ALONE, Team
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from ugr_fast.abstention import RiskThreshold
     from ugr_fast.data import Rows
     from ugr_fast.trie import Filter
 
@@ -49,7 +52,8 @@ def rank(
     *,
     num_beams: int,
     normalize: Normalize = "full",
-    filter: Filter | None = None,
+    allow: Sequence[int] | None = None,
+    deny: Sequence[Sequence[int]] | None = None,
     batch_size: int = 64,
     description: str | None = None,
     team: Team = ALONE,
@@ -62,7 +66,8 @@ def rank(
         histories: N non-empty lists of item numbers, oldest first.
         num_beams: K, also the length of the item ranking.
         normalize: see `decode.beam_search`.
-        filter: of one row, what no history may be answered with.
+        allow: items that may be recommended, the same for all histories; None for all.
+        deny: N lists of items, what each history may not be answered with.
         batch_size: prompts per forward pass; histories of like length are batched together.
         description: label of a progress bar; none if None.
         team: processes that call this together with the same arguments, and rank a share of the histories each.
@@ -71,11 +76,12 @@ def rank(
         The ranking, rows in the order of `histories`, all of them on every process.
 
     Raises:
-        ValueError: a filter of several rows.
+        ValueError: an empty history, an item that is none, or as many lists in `deny` as there are not histories.
     """
-    if filter is not None and filter.num_rows != 1:
-        raise ValueError(f"`filter` must have one row, for all histories, got {filter.num_rows}")
-    prompts = [catalogue.prompt(histories[row]) for row in team.share(len(histories))]
+    if deny is not None and len(deny) != len(histories):
+        raise ValueError(f"`deny` must have a list for each of {len(histories)} histories, got {len(deny)}")
+    share = team.share(len(histories))
+    prompts = [catalogue.prompt(histories[row]) for row in share]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     shape = (len(prompts), num_beams)
     ranking = Ranking(
@@ -87,6 +93,8 @@ def rank(
     with bar(description, len(prompts)) if description else nullcontext(_say_nothing) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
+            out = None if deny is None else [deny[share.start + row] for row in rows]
+            filter = None if allow is None and out is None else catalogue.trie.filter(allow, out)
             _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter)
             advance(len(rows))
     return Ranking(**{name: _whole(values, len(histories), team) for name, values in vars(ranking).items()})
@@ -130,11 +138,24 @@ def _rank_batch(
     out.items[rows] = beams.expand_items(out.items.shape[1]).numpy()
 
 
-def top_items(ranking: Ranking, catalogue: Catalogue, row: int, count: int) -> list[tuple[int, int]]:
-    """Return the first `count` items of a row, fewer where fewer were found, each with the beam that it came from."""
-    beam_of = {tuple(sid): beam for beam, sid in enumerate(ranking.tokens[row].tolist())}
-    items = [int(item) for item in ranking.items[row, :count] if item >= 0]
-    return [(item, beam_of[tuple(catalogue.item_tokens[item].tolist())]) for item in items]
+def beam_of_items(ranking: Ranking, catalogue: Catalogue) -> np.ndarray:
+    """Return (N, K): the beam that each item of the ranking came from, −1 where there is none."""
+    sids = catalogue.item_tokens[ranking.items]  # (N, K, L)
+    follows = (sids[:, 1:] != sids[:, :-1]).any(2)
+    beams = np.concatenate([np.zeros((len(sids), 1), np.int64), np.cumsum(follows, axis=1)], axis=1)
+    found: np.ndarray = np.where(ranking.items >= 0, beams, -1)
+    return found
+
+
+def outcomes_of(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> Outcomes:
+    """Return what was said of each item of the ranking, and which is the target (N,)."""
+    beams, there = beam_of_items(ranking, catalogue), ranking.items >= 0
+    scores, confidence = (
+        np.where(there, np.take_along_axis(values, np.maximum(beams, 0), 1), absent).astype(np.float32)
+        for values, absent in ((ranking.scores, -np.inf), (ranking.confidence, np.nan))
+    )
+    hit = ranking.items == targets[:, None]  # (N, K)
+    return Outcomes(scores, confidence, np.where(hit.any(1), hit.argmax(1), -1))
 
 
 def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> np.ndarray:
@@ -144,24 +165,32 @@ def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> 
     return hits
 
 
+@overload
 def ranking_metrics(
-    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10)
-) -> dict[str, float]:
-    """Return HR and NDCG at item level (`hr@10`, `ndcg@10`) and at SID level (`sid_hr@10`, …), averaged over rows.
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = ..., *, mean: Literal[True] = ...
+) -> dict[str, float]: ...
+@overload
+def ranking_metrics(
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = ..., *, mean: Literal[False]
+) -> dict[str, np.ndarray]: ...
+def ranking_metrics(
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10), *, mean: bool = True
+) -> dict[str, float] | dict[str, np.ndarray]:
+    """Return HR, NDCG and MRR at item level (`hr@10`, `ndcg@10`, `mrr@10`) and at SID level (`sid_hr@10`, …).
 
-    The two differ only where several items share a semantic ID.
+    The two differ only where several items share a semantic ID. Averaged over rows, or (N,) of each row.
     """
-    values: dict[str, float] = {}
     sid_rank = np.where(hits_at_sid(ranking, catalogue, targets), 0, 1)  # a target id of 0 is a hit
-    for k in ks:
-        if k > ranking.items.shape[1]:
-            continue
-        values[f"hr@{k}"] = float(metrics.recall_at(ranking.items, targets, k).mean())
-        values[f"ndcg@{k}"] = float(metrics.ndcg_at(ranking.items, targets, k).mean())
-        nothing = np.zeros(len(targets), dtype=np.int64)
-        values[f"sid_hr@{k}"] = float(metrics.recall_at(sid_rank, nothing, k).mean())
-        values[f"sid_ndcg@{k}"] = float(metrics.ndcg_at(sid_rank, nothing, k).mean())
-    return values
+    lists = {"": (ranking.items, targets), "sid_": (sid_rank, np.zeros(len(targets), dtype=np.int64))}
+    kinds = {"hr": metrics.recall_at, "ndcg": metrics.ndcg_at, "mrr": metrics.mrr_at}
+    values = {
+        f"{level}{name}@{k}": metric(*lists[level], k)
+        for k in ks
+        if k <= ranking.items.shape[1]
+        for level in lists
+        for name, metric in kinds.items()
+    }
+    return {name: float(value.mean()) for name, value in values.items()} if mean else values
 
 
 def sample_rows(rows: Rows, count: int, seed: int) -> Rows:
@@ -205,15 +234,64 @@ def validation_metrics(
     return values
 
 
-@dataclass(frozen=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """One recommended item."""
 
     item: int
     id: str
     title: str
     score: float
+    """Log-likelihood of its semantic ID."""
     confidence: float
+    """What the model itself says, in [0, 1]; untrained before `ugr-fast rl`."""
+    calibrated: float | None
+    """Probability that it is the next item, as valid rows have it; None for a run that was not evaluated."""
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """What N histories are answered with: a sequence of N lists, empty where there is no answer.
+
+    Attributes:
+        items: (N, k) int64 item numbers, best first; −1 where absent.
+        scores: (N, k) log-likelihoods of their semantic IDs; −inf where absent.
+        confidence: (N, k) what the model itself says, in [0, 1]; NaN where absent.
+        calibrated: (N, k) probability of each item to be the next one (the candidate level); NaN where absent, and for
+            a run that was not evaluated.
+        first: (N,) probability that the first item is the next one (the user level), of those who get no answer too.
+        abstained: (N,) bool.
+        reasons: why each history has no answer; "" where it has one.
+        promise: the threshold behind `max_risk`, with the share answered and the risk among them on valid rows.
+        titles: of the whole catalogue.
+        ids: of the whole catalogue.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    confidence: np.ndarray
+    calibrated: np.ndarray
+    first: np.ndarray
+    abstained: np.ndarray
+    reasons: list[str]
+    promise: RiskThreshold | None
+    titles: list[str] = field(repr=False)
+    ids: list[str] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> list[Recommendation]:
+        columns = zip(
+            *(x[row].tolist() for x in (self.items, self.scores, self.confidence, self.calibrated)), strict=True
+        )
+        return [
+            Recommendation(item, self.ids[item], self.titles[item], score, said, None if sure != sure else sure)
+            for item, score, said, sure in columns
+            if item >= 0
+        ]
+
+    def __iter__(self) -> Iterator[list[Recommendation]]:
+        return (self[row] for row in range(len(self)))
 
 
 class Recommender:
@@ -221,22 +299,32 @@ class Recommender:
 
     Example:
         recommender = Recommender.load("runs/demo/rl")
-        for found in recommender(["Heat (1995)", "Casino (1995)"], k=5):
-            print(f"{found.confidence:.0%} {found.title}")
+        for found in recommender([["Heat (1995)", "Casino (1995)"]], k=5)[0]:
+            print(f"{found.calibrated:.0%} {found.title}")
     """
 
     def __init__(
-        self, model: Any, catalogue: Catalogue, titles: list[str], ids: list[str], history_length: int
+        self,
+        model: Any,
+        catalogue: Catalogue,
+        titles: list[str],
+        ids: list[str],
+        history_length: int,
+        confidence: Confidence | None = None,
+        uncalibrated: str = "the run was not evaluated",
     ) -> None:
         self.model = model
         self.catalogue = catalogue
         self.titles = titles
         self.ids = ids
         self.history_length = history_length
+        self.confidence = confidence
+        """What valid rows say of its confidence; None for a run that was not evaluated, and `uncalibrated` says why."""
+        self.uncalibrated = uncalibrated
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> Recommender:
-        """Load the best checkpoint of a run directory.
+        """Load the best checkpoint of a run directory, and what `ugr-fast eval` found of its confidence.
 
         Raises:
             FileNotFoundError: there is no run, or it has no checkpoint.
@@ -245,7 +333,12 @@ class Recommender:
         opened = Run.open(Path(run))
         titles, ids = opened.load_items()
         model = opened.load_model(choose_device(device))
-        return cls(model, opened.load_catalogue(), titles, ids, opened.config["settings"]["history"])
+        known = cls(model, opened.load_catalogue(), titles, ids, opened.config["settings"]["history"])
+        try:
+            known.confidence = Confidence.load(opened)
+        except FileNotFoundError as error:
+            known.uncalibrated = str(error)
+        return known
 
     def find(self, name: str) -> int:
         """Return the item number of a title, an original id or, after '#', a number; case does not matter.
@@ -275,47 +368,135 @@ class Recommender:
 
     def __call__(
         self,
-        history: Sequence[int | str],
+        histories: Sequence[Sequence[int | str] | np.ndarray],
         k: int = 10,
         num_beams: int | None = None,
         *,
         allow: Sequence[int] | None = None,
         deny: Sequence[int] | None = None,
         hide_seen: bool = False,
-    ) -> list[Recommendation]:
-        """Recommend `k` items after `history`, oldest first; item numbers, titles or ids.
+        min_confidence: float | None = None,
+        max_risk: float | None = None,
+        risk_at: int | None = None,
+        delta: float = 0.1,
+        batch_size: int = 64,
+    ) -> Recommendations:
+        """Recommend `k` items after each history, or abstain where the model is not sure enough.
 
         Args:
-            history: any number of items from one up; the oldest are left out where the model was trained on fewer.
+            histories: N lists of item numbers, titles or ids, oldest first, of any length from one up; the oldest are
+                left out where the model was trained on fewer.
             k: items to recommend; fewer come back where the catalogue holds fewer.
-            num_beams: beam width, at least `k`, which is the default.
+            num_beams: beam width; `k`, or that of the evaluation if it is wider, unless given. Never below `k`.
             allow: numbers of the only items that may be recommended.
             deny: numbers of items that may not.
-            hide_seen: do not recommend what is in `history`.
+            hide_seen: do not recommend what is in a history.
+            min_confidence: answer where the probability that the first item is the next one is at least this.
+            max_risk: answer those for whom 1 - hit@k stays at or below this, with probability 1 - delta over the valid
+                rows, among users like those.
+            risk_at: the k of that hit@k; as many as are recommended, unless given.
+            delta: see `max_risk`.
+            batch_size: histories per forward pass.
 
         Returns:
             Recommendations, best first; the search never enters a prefix that holds nothing to recommend.
 
         Raises:
-            ValueError: the history is empty, or holds what is no item; `k` is below 1.
+            ValueError: a history is empty, or holds what is no item; `k` is below 1; a confidence or a risk is asked
+                of a run that was not evaluated, or a risk for other lists than those evaluated.
         """
         if k < 1 or (num_beams is not None and num_beams < 1):
             raise ValueError(f"`k` and `num_beams` must be at least 1, got {k} and {num_beams}")
-        if not len(history):
-            raise ValueError("`history` must name at least one item")
-        items = [self.find(item) if isinstance(item, str) else index(item) for item in history]
-        width = max(k, num_beams or k)
-        out = [*(deny or ()), *(items if hide_seen else ())]
-        filter = self.catalogue.trie.filter(allow, out) if allow is not None or out else None
-        shown = items[-self.history_length :]
-        ranking = rank(self.model, self.catalogue, [shown], num_beams=width, filter=filter)
-        return [self._describe(item, ranking, beam) for item, beam in top_items(ranking, self.catalogue, 0, k)]
+        rows = [self._items(history) for history in _several(histories)]
+        known = self._evaluated(min_confidence, max_risk)
+        how: How = known.how if known else {"num_beams": k, "normalize": "full", "precision": "float32"}
+        width = max(k, num_beams or how["num_beams"])
+        rule = None
+        if known and max_risk is not None:
+            if allow is not None or deny or hide_seen or width != how["num_beams"]:
+                raise ValueError(
+                    f"`max_risk` can be promised for lists like those evaluated, beam width {how['num_beams']} and "
+                    "nothing left out, only; drop `num_beams`, `allow`, `deny` and `hide_seen`, or `max_risk`"
+                )
+            rule = known.promise(max_risk, risk_at or k, delta)
+        out = [[*(deny or ()), *(row if hide_seen else ())] for row in rows] if deny or hide_seen else None
+        with autocast(next(self.model.parameters()).device, how["precision"]):
+            ranking = rank(
+                self.model,
+                self.catalogue,
+                [row[-self.history_length :] for row in rows],
+                num_beams=width,
+                normalize=how["normalize"],
+                allow=allow,
+                deny=out,
+                batch_size=batch_size,
+                description="recommending" if len(rows) > 10 * batch_size else None,
+            )
+        return self._answer(ranking, k, known, min_confidence, rule)
 
-    def _describe(self, item: int, ranking: Ranking, beam: int) -> Recommendation:
-        return Recommendation(
-            item=item,
-            id=self.ids[item],
-            title=self.titles[item],
-            score=float(ranking.scores[0, beam]),
-            confidence=float(ranking.confidence[0, beam]),
+    def _items(self, history: Sequence[int | str] | np.ndarray) -> list[int]:
+        if not len(history):
+            raise ValueError("`histories` must each name at least one item, and one is empty")
+        return [self.find(item) if isinstance(item, str) else index(item) for item in history]
+
+    def _evaluated(self, min_confidence: float | None, max_risk: float | None) -> Confidence | None:
+        """Return what the evaluation found, which a threshold cannot do without."""
+        for name, value in (("min_confidence", min_confidence), ("max_risk", max_risk)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {value}")
+            if value is not None and self.confidence is None:
+                raise ValueError(f"`{name}` needs a run whose confidence was evaluated: {self.uncalibrated}")
+        return self.confidence
+
+    def _answer(
+        self,
+        ranking: Ranking,
+        k: int,
+        known: Confidence | None,
+        min_confidence: float | None,
+        rule: RiskThreshold | None,
+    ) -> Recommendations:
+        nobody = np.full(len(ranking.items), -1)
+        told = outcomes_of(ranking, self.catalogue, nobody)
+        unknown = np.full(told.scores.shape, np.nan)
+        first = known.user(told) if known else unknown[:, 0]
+        reasons = [""] * len(told)
+        if known and rule:
+            reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]
+        if min_confidence is not None:
+            reasons = [
+                reason or ("" if sure >= min_confidence else f"confidence {sure:.3f} is below {min_confidence}")
+                for reason, sure in zip(reasons, first.tolist(), strict=True)
+            ]
+        abstained = np.array([reason != "" for reason in reasons], bool)
+        columns = {
+            "items": (ranking.items, -1),
+            "scores": (told.scores, -np.inf),
+            "confidence": (told.confidence, np.nan),
+            "calibrated": (known.candidate(told) if known else unknown, np.nan),
+        }
+        kept = {name: np.where(abstained[:, None], absent, x)[:, :k] for name, (x, absent) in columns.items()}
+        return Recommendations(
+            **kept,
+            first=first,
+            abstained=abstained,
+            reasons=reasons,
+            promise=rule,
+            titles=self.titles,
+            ids=self.ids,
         )
+
+
+def _several(histories: Any) -> Any:
+    if isinstance(histories, str) or any(isinstance(row, str) or not hasattr(row, "__len__") for row in histories):
+        raise ValueError(
+            "`histories` must be a list of histories, each a list of items; put brackets around a single one"
+        )
+    return histories
+
+
+def _unsure(rule: RiskThreshold, sure: float) -> str:
+    """Why a user of this certainty is not answered; "" for one who is."""
+    if rule.threshold is None:
+        return f"nobody can be answered at a risk of {rule.max_risk}: {rule.reason}"
+    return "" if rule.answers(np.array([sure]))[0] else f"certainty {sure:.3g} is below {rule.threshold:.3g}"
