@@ -36,7 +36,8 @@ def test_every_step_writes_what_it_says(pipeline):
         "data": "items.parquet train.parquet valid.parquet test.parquet meta.json",
         "sids": "sids.parquet vectors.safetensors meta.json",
         "sft": "config.json vocabulary.json codes.safetensors items.json metrics.jsonl best.json SHA256SUMS "
-        "checkpoints tensorboard eval-valid.json eval-test.json",
+        "checkpoints tensorboard eval-valid.json eval-test.json confidence.json "
+        "outcomes-valid.safetensors outcomes-test.safetensors",
     }
     files["rl"] = files["sft"]
     for folder, names in files.items():
@@ -66,9 +67,13 @@ def test_recommend_as_text_and_as_json(pipeline):
     text = call("recommend", "--run", pipeline.rl, "--history", HISTORY, "--k", 5)
     assert text.code == 0
     found = call("recommend", "--run", pipeline.rl, "--history", HISTORY, "--k", 5, "--json")
-    items = json.loads(found.out)
-    assert [set(item) for item in items] == [{"item", "id", "title", "score", "confidence"}] * 5
+    answer = json.loads(found.out)
+    items = answer["items"]
+    assert (answer["abstained"], answer["reason"], answer["promise"]) == (False, None, None)
+    assert 0 <= answer["first"] <= 1
+    assert [set(item) for item in items] == [{"item", "id", "title", "score", "confidence", "calibrated"}] * 5
     assert all(item["title"] in text.out and f"{item['confidence']:.3f}" in text.out for item in items)
+    assert all(f"{item['calibrated']:.1%}" in text.out for item in items)
     dataset = data.load(pipeline.data)
     assert all(dataset.titles[item["item"]] == item["title"] for item in items)
     assert text.err == found.err == ""
@@ -76,7 +81,7 @@ def test_recommend_as_text_and_as_json(pipeline):
 
 def test_recommend_can_leave_out_what_was_seen(pipeline):
     wide = ("recommend", "--run", pipeline.rl, "--history", HISTORY, "--json", "--k", 1000)
-    everything, fresh = (json.loads(call(*wide, *more).out) for more in ((), ("--hide-seen",)))
+    everything, fresh = (json.loads(call(*wide, *more).out)["items"] for more in ((), ("--hide-seen",)))
     seen = [item for item in everything if item not in fresh]
     assert len(seen) == len(HISTORY.split(";"))
     assert [item for item in everything if item in fresh] == fresh
@@ -95,7 +100,7 @@ def test_in_a_process_of_its_own(pipeline, tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-m", "ugr_fast.cli"]
     arguments = ["recommend", "--run", str(pipeline.rl), "--history", HISTORY, "--json"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-    assert len(json.loads(done.stdout)) == 10
+    assert len(json.loads(done.stdout)["items"]) == 10
     assert done.stderr == ""
     done = subprocess.run(
         [*command, "eval", "--run", str(tmp_path), "--data", "d"], capture_output=True, text=True, check=False
@@ -453,7 +458,7 @@ def test_settings_of_eval(pipeline, more, message):
         ("Film 03 (1983); #40", [], "`history` names '#40', and no item"),
         ("#-1", [], "`history` names '#-1', and no item"),
         ("Film", [], r"`history` names 'Film', and 40 items match: Film .*; Film .* Name one in full, or by id"),
-        (" ; ;", [], "`history` must name at least one item"),
+        (" ; ;", [], "`histories` must each name at least one item"),
         (HISTORY, ["--k", 0], "`k` must be at least 1, got 0"),
         (HISTORY, ["--num-beams", -1], "`num_beams` must be 0"),
         (HISTORY, ["--run", "/nowhere"], "/nowhere/config.json does not exist"),

@@ -14,8 +14,8 @@ import ugr_fast
 PACKAGE = Path(ugr_fast.__file__).parent
 LAYERS = {
     0: "_core",
-    1: "arrays files progress configs trie beam packing advantages rewards metrics recalibration abstention decisions data "
-    "baselines",
+    1: "arrays files progress configs trie beam packing advantages rewards metrics recalibration abstention "
+    "decisions data baselines",
     2: "model engines decode device losses sids lora team",
     3: "run confidence recommend",
     4: "sft rl evaluate",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +21,12 @@ from ugr_fast.recommend import (  # noqa: E402
     sample_rows,
     validation_metrics,
 )
+
+
+def answer(known, history, **options):
+    """What a single history is answered with."""
+    return known([history], **options)[0]
+
 
 HISTORIES = [[3], [1, 2], [7, 7, 7], [29, 0, 4, 5, 6, 1], [12, 8], [3, 1, 4, 1, 5, 9, 2, 6], [0]]
 
@@ -114,7 +118,7 @@ def test_order_and_confidence_are_those_of_the_beam_search(history):
         vocabulary=vocabulary,
         confidence=True,
     )
-    found = known(history, k=6)
+    found = answer(known, history, k=6)
     assert [item.item for item in found] == beams.items[0].tolist()
     assert np.allclose([item.score for item in found], beams.scores[0].numpy(), atol=1e-5)
     assert np.allclose([item.confidence for item in found], beams.confidence[0].numpy(), atol=1e-6)
@@ -123,20 +127,20 @@ def test_order_and_confidence_are_those_of_the_beam_search(history):
 
 def test_numbers_names_and_ids_are_one_history():
     known = recommender()
-    wanted = known([3, 1, 4], k=4)
+    wanted = answer(known, [3, 1, 4], k=4)
     for history in (np.array([3, 1, 4]), ["Film 03", "id-1", "#4"], [np.int64(3), "film 01", 4], (3, 1, 4)):
-        assert known(history, k=4) == wanted
+        assert answer(known, history, k=4) == wanted
 
 
 def test_a_wider_beam_keeps_k():
     known = recommender()
-    assert len(known([3], k=2, num_beams=15)) == 2
-    assert known([3], k=5, num_beams=2) == known([3], k=5)
+    assert len(answer(known, [3], k=2, num_beams=15)) == 2
+    assert answer(known, [3], k=5, num_beams=2) == answer(known, [3], k=5)
 
 
 def test_more_than_the_catalogue_holds_gives_all_of_it_once():
     known = recommender(num_items=9)
-    found = known([3], k=50)
+    found = answer(known, [3], k=50)
     assert sorted(item.item for item in found) == list(range(9))
     scores = [item.score for item in found]
     assert scores == sorted(scores, reverse=True)
@@ -147,7 +151,7 @@ def test_items_of_one_sid_share_its_score_and_come_by_number():
     catalogue = colliding()
     names = [str(item) for item in range(30)]
     known = Recommender(tiny.model(catalogue.vocabulary), catalogue, names, names, 4)
-    found = known([3, 1], k=30)
+    found = answer(known, [3, 1], k=30)
     assert sorted(item.item for item in found) == list(range(30))
     sids = [tuple(catalogue.item_tokens[item.item]) for item in found]
     for one, other, sid, other_sid in zip(found, found[1:], sids, sids[1:], strict=False):
@@ -163,33 +167,58 @@ def test_filters_leave_the_order_of_the_rest():
     catalogue = colliding()
     names = [str(item) for item in range(30)]
     known = Recommender(tiny.model(catalogue.vocabulary), catalogue, names, names, 4)
-    everything = [found.item for found in known([3, 1], k=30)]
+    everything = [found.item for found in answer(known, [3, 1], k=30)]
     out = [0, 5, 6, 17]
-    assert [found.item for found in known([3, 1], k=30, deny=out)] == [i for i in everything if i not in out]
-    assert [found.item for found in known([3, 1], k=30, allow=out)] == [i for i in everything if i in out]
-    assert [found.item for found in known([3, 1], k=30, hide_seen=True)] == [i for i in everything if i not in (3, 1)]
-    both = known([3, 1], k=30, allow=[1, 2, 3, 4], deny=[4], hide_seen=True)
+    assert [found.item for found in answer(known, [3, 1], k=30, deny=out)] == [i for i in everything if i not in out]
+    assert [found.item for found in answer(known, [3, 1], k=30, allow=out)] == [i for i in everything if i in out]
+    assert [found.item for found in answer(known, [3, 1], k=30, hide_seen=True)] == [
+        i for i in everything if i not in (3, 1)
+    ]
+    both = answer(known, [3, 1], k=30, allow=[1, 2, 3, 4], deny=[4], hide_seen=True)
     assert [found.item for found in both] == [2]
-    assert known([3, 1], k=3, allow=[]) == []
-    assert len(known([3, 1], k=5, deny=everything[:5])) == 5
+    assert answer(known, [3, 1], k=3, allow=[]) == []
+    assert len(answer(known, [3, 1], k=5, deny=everything[:5])) == 5
 
 
-def test_rank_takes_one_filter_for_all():
-    catalogue = tiny.catalogue()
-    with pytest.raises(ValueError, match="`filter` must have one row, for all histories, got 2"):
-        rank(
-            tiny.model(catalogue.vocabulary),
-            catalogue,
-            [[0], [1]],
-            num_beams=2,
-            filter=catalogue.trie.filter(deny=[[], []]),
-        )
+def test_every_history_has_its_own_list_of_what_is_out():
+    known = recommender()
+    hidden = known(HISTORIES, k=30, hide_seen=True, batch_size=2)
+    for history, found in zip(HISTORIES, hidden, strict=True):
+        everything = answer(known, history, k=30)
+        assert [x.item for x in found] == [x.item for x in everything if x.item not in history]
+    with pytest.raises(ValueError, match="`deny` must have a list for each of 2 histories, got 1"):
+        rank(known.model, known.catalogue, [[0], [1]], num_beams=2, deny=[[]])
+
+
+def test_many_histories_at_once():
+    known = recommender()
+    found = known(HISTORIES, k=4, batch_size=3)
+    assert len(found) == len(HISTORIES)
+    assert found.items.shape == found.scores.shape == found.confidence.shape == found.calibrated.shape == (7, 4)
+    assert not found.abstained.any()
+    assert found.reasons == [""] * 7
+    assert np.isnan(found.calibrated).all()
+    assert np.isnan(found.first).all()
+    for one, history in zip(found, HISTORIES, strict=True):
+        alone = answer(known, history, k=4)
+        assert [x.item for x in one] == [x.item for x in alone]
+        assert [x.score for x in one] == pytest.approx([x.score for x in alone], abs=1e-5)
+    assert list(known([])) == []
+    assert [len(lists) for lists in known(np.array([[3, 1], [4, 1]]), k=2)] == [2, 2]
+
+
+@pytest.mark.parametrize("history", [[3, 1], "Film 03", ["Film 03"], np.array([3, 1])])
+def test_a_single_history_is_refused(history):
+    with pytest.raises(
+        ValueError, match=r"`histories` must be a list of histories, .* put brackets around a single one"
+    ):
+        recommender()(history)
 
 
 @pytest.mark.parametrize(
     ("history", "options", "message"),
     [
-        ([], {}, "`history` must name at least one item"),
+        ([], {}, "`histories` must each name at least one item, and one is empty"),
         ([3], {"k": 0}, "`k` and `num_beams` must be at least 1, got 0"),
         ([3], {"num_beams": -2}, "`k` and `num_beams` must be at least 1"),
         ([30], {}, r"`history` must hold item numbers in \[0, 30\), got 30"),
@@ -199,7 +228,7 @@ def test_rank_takes_one_filter_for_all():
 )
 def test_bad_questions_are_refused(history, options, message):
     with pytest.raises(ValueError, match=message):
-        recommender()(history, **options)
+        recommender()([history], **options)
 
 
 # ------------------------------------------------------------------------------------------------------- ranking
@@ -268,7 +297,7 @@ def test_metrics_at_item_and_sid_level(seed, num_beams):
     assert set(found) == {
         f"{level}{name}@{k}"
         for level in ("", "sid_")
-        for name in ("hr", "ndcg")
+        for name in ("hr", "ndcg", "mrr")
         for k in (1, 3, 5, 10)
         if k <= num_beams
     }
@@ -310,9 +339,10 @@ def test_sampled_rows_are_a_fixed_subset_in_order(num_rows, count, seed):
 
 
 def test_a_recommendation_is_plain_data():
-    found = recommender()([3], k=1)[0]
-    types = {name: type(value) for name, value in dataclasses.asdict(found).items()}
-    assert types == {"item": int, "id": str, "title": str, "score": float, "confidence": float}
+    found = recommender()([[3]], k=1)[0][0]
+    types = {name: type(value) for name, value in found._asdict().items()}
+    plain = {"item": int, "id": str, "title": str, "score": float, "confidence": float}
+    assert types == {**plain, "calibrated": type(None)}
 
 
 def test_loaded_from_a_run(pipeline):
@@ -321,5 +351,5 @@ def test_loaded_from_a_run(pipeline):
     assert (known.titles, known.ids, known.history_length) == (dataset.titles, dataset.ids, 10)
     assert not known.model.training
     for row in range(5):
-        found = known(dataset.test.history(row), k=40)
+        found = answer(known, dataset.test.history(row), k=40)
         assert sorted(item.item for item in found) == list(range(40))

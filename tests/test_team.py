@@ -187,6 +187,8 @@ def test_evaluation_of_two_processes_is_that_of_one(pipeline, tmp_path):
     one, two = found["one"], found["two"]
     assert two["num_rows"] == one["num_rows"]
     assert two["ranking"] == one["ranking"]
-    assert two["confidence"]["user"] == pytest.approx(one["confidence"]["user"], rel=1e-4)
+    for stage in ("before", "after"):
+        assert two["confidence"]["user"][stage] == pytest.approx(one["confidence"]["user"][stage], rel=1e-4)
+    assert two["decisions"]["reject"] == one["decisions"]["reject"]
     names = [[item["title"] for item in example["recommended"]] for example in two["examples"]]
     assert names == [[item["title"] for item in example["recommended"]] for example in one["examples"]]

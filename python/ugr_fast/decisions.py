@@ -408,7 +408,7 @@ def _mean_kept(kept: Kept, users: Bootstrap, amount: Floats) -> dict[str, Band]:
     return _bands(MEASURES, users.bands(lambda count: kept(count, amount) / amount))
 
 
-def cut(outcomes: Outcomes, _: Choices | None = None) -> dict[str, Any]:
+def cut(outcomes: Outcomes) -> dict[str, Any]:
     """Keep the entries of the first ten that are said to be likely: precision and recall, by mean length of a list.
 
     One threshold holds for all users. Beside the two sources: the same length for everybody ("fixed"), and entries
@@ -443,7 +443,3 @@ def _cut(kept: Kept, user: npt.NDArray[np.int64]) -> Statistic:
         return np.stack([hits / amount, hits / num_users])
 
     return found
-
-
-DECISIONS: dict[str, Callable[[Outcomes, Choices], dict[str, Any]]] = {"rerank": rerank, "reject": reject, "cut": cut}
-"""By name, each to be measured on users who chose nothing."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,12 +28,12 @@ from ugr_fast.decisions import Bootstrap, Choices, Outcomes, Source
 from ugr_fast.files import write_json
 from ugr_fast.model import autocast
 from ugr_fast.progress import bar, say
-from ugr_fast.recommend import Ranking, beam_of_items, outcomes_of, rank, ranking_metrics
+from ugr_fast.recommend import Ranking, beam_of_items, outcomes_of, rank, ranking_metrics, ranking_per_row
 from ugr_fast.run import Run, choose_device, set_threads
 from ugr_fast.team import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -179,10 +180,15 @@ def _decisions(known: Confidence, outcomes: Outcomes, split: str) -> dict[str, A
     """Measure the decisions on rows that chose nothing: of the valid rows, one half."""
     chose, rest = decisions.halves(len(known.valid))
     measured = outcomes.take(rest) if split == "valid" else outcomes
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "rerank": partial(decisions.rerank, measured, known.choices),
+        "reject": partial(decisions.reject, measured, known.choices),
+        "cut": partial(decisions.cut, measured),
+    }
     found: dict[str, Any] = {"chosen_on": len(chose), "rows": len(measured)}
-    with bar("measuring decisions", 3) as advance:
-        for name, measure in decisions.DECISIONS.items():
-            found[name] = measure(measured, known.choices)
+    with bar("measuring decisions", len(measures)) as advance:
+        for name, measure in measures.items():
+            found[name] = measure()
             advance(1)
     return found
 
@@ -202,9 +208,9 @@ def _promises(known: Confidence, outcomes: Outcomes, config: EvalConfig) -> list
 
 def intervals(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> dict[str, list[float]]:
     """Return the 95% interval of each of `ranking_metrics`, over resampled users."""
-    per_user = ranking_metrics(ranking, catalogue, targets, mean=False)
-    means = Bootstrap(len(targets)).means(np.stack([*per_user.values()]))
-    return {name: ends for name, (_, *ends) in zip(per_user, means, strict=True)}
+    per_row = ranking_per_row(ranking, catalogue, targets)
+    means = Bootstrap(len(targets)).means(np.stack([*per_row.values()]))
+    return {name: ends for name, (_, *ends) in zip(per_row, means, strict=True)}
 
 
 def reach(items: np.ndarray, dataset: data.Dataset, k: int = METRIC_DEPTH) -> dict[str, float]:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -165,32 +165,30 @@ def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> 
     return hits
 
 
-@overload
 def ranking_metrics(
-    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = ..., *, mean: Literal[True] = ...
-) -> dict[str, float]: ...
-@overload
-def ranking_metrics(
-    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = ..., *, mean: Literal[False]
-) -> dict[str, np.ndarray]: ...
-def ranking_metrics(
-    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10), *, mean: bool = True
-) -> dict[str, float] | dict[str, np.ndarray]:
-    """Return HR, NDCG and MRR at item level (`hr@10`, `ndcg@10`, `mrr@10`) and at SID level (`sid_hr@10`, …).
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10)
+) -> dict[str, float]:
+    """Return HR, NDCG and MRR at item level (`hr@10`, `ndcg@10`, `mrr@10`) and at SID level (`sid_hr@10`, …): means.
 
-    The two differ only where several items share a semantic ID. Averaged over rows, or (N,) of each row.
+    The two levels differ only where several items share a semantic ID.
     """
+    return {name: float(value.mean()) for name, value in ranking_per_row(ranking, catalogue, targets, ks).items()}
+
+
+def ranking_per_row(
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, ks: Sequence[int] = (1, 3, 5, 10)
+) -> dict[str, np.ndarray]:
+    """Return (N,) of each of `ranking_metrics`."""
     sid_rank = np.where(hits_at_sid(ranking, catalogue, targets), 0, 1)  # a target id of 0 is a hit
     lists = {"": (ranking.items, targets), "sid_": (sid_rank, np.zeros(len(targets), dtype=np.int64))}
     kinds = {"hr": metrics.recall_at, "ndcg": metrics.ndcg_at, "mrr": metrics.mrr_at}
-    values = {
+    return {
         f"{level}{name}@{k}": metric(*lists[level], k)
-        for k in ks
-        if k <= ranking.items.shape[1]
         for level in lists
         for name, metric in kinds.items()
+        for k in ks
+        if k <= ranking.items.shape[1]
     }
-    return {name: float(value.mean()) for name, value in values.items()} if mean else values
 
 
 def sample_rows(rows: Rows, count: int, seed: int) -> Rows:
@@ -244,7 +242,7 @@ class Recommendation(NamedTuple):
     """Log-likelihood of its semantic ID."""
     confidence: float
     """What the model itself says, in [0, 1]; untrained before `ugr-fast rl`."""
-    calibrated: float | None
+    calibrated: float | None = None
     """Probability that it is the next item, as valid rows have it; None for a run that was not evaluated."""
 
 
@@ -297,6 +295,15 @@ class Recommendations:
 class Recommender:
     """A trained run, ready to answer.
 
+    Args:
+        model: causal language model in eval mode.
+        catalogue: items, tokens and trie.
+        titles: of all items.
+        ids: original ids of all items.
+        history_length: items of a history that the model was trained on; older ones are left out.
+        confidence: what valid rows say of the model's confidence; None for a run that was not evaluated.
+        uncalibrated: why not.
+
     Example:
         recommender = Recommender.load("runs/demo/rl")
         for found in recommender([["Heat (1995)", "Casino (1995)"]], k=5)[0]:
@@ -319,7 +326,6 @@ class Recommender:
         self.ids = ids
         self.history_length = history_length
         self.confidence = confidence
-        """What valid rows say of its confidence; None for a run that was not evaluated, and `uncalibrated` says why."""
         self.uncalibrated = uncalibrated
 
     @classmethod
