@@ -518,3 +518,24 @@ def log_loss(confidence, correct, weight):
 def binomial_cdf(k, n, p):
     p = Fraction(p)
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+
+# ---- decisions
+
+
+def value_kept(signal, value, amount):
+    """Mean, over all orders of equal signals, of the value of the first `amount` entries, in highest-first order."""
+    entries = sorted(zip(signal, map(Fraction, value), strict=True), key=lambda entry: -entry[0])
+    total, left = Fraction(0), amount
+    for _, block in itertools.groupby(entries, key=lambda entry: entry[0]):
+        values = [value for _, value in block]
+        taken = min(left, len(values))
+        draws = list(itertools.combinations(values, taken))
+        total += sum(map(sum, draws)) / len(draws) if draws else 0
+        left -= taken
+    return total
+
+
+def place_after(value, place):
+    """Where the entry at `place` comes to stand when a list is sorted by value, highest first, equals as they were."""
+    return sorted(range(len(value)), key=lambda entry: -value[entry]).index(place)

@@ -424,7 +424,7 @@ class Recommender:
                     f"`max_risk` can be promised for lists like those evaluated, beam width {how['num_beams']} and "
                     "nothing left out, only; drop `num_beams`, `allow`, `deny` and `hide_seen`, or `max_risk`"
                 )
-            rule = known.promise(max_risk, risk_at or k, delta)
+            rule = known.promise(max_risk, k if risk_at is None else risk_at, delta)
         out = [[*(deny or ()), *(row if hide_seen else ())] for row in rows] if deny or hide_seen else None
         with autocast(next(self.model.parameters()).device, how["precision"]):
             ranking = rank(
