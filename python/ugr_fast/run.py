@@ -14,7 +14,7 @@
       metrics.jsonl       one line per logged step
       tensorboard/        the same for TensorBoard, where that is installed
       best.json           the step that was best on valid, and its metrics
-      eval-test.json      what `ugr-fast eval` found
+      eval-test.json      what `ugr-fast eval` found; confidence.json and outcomes-*.safetensors: see `confidence`
 
 Repeating a command on its own run directory resumes it; a directory that holds another run is refused. Checkpoints are
 whole or absent, and an altered file is refused. Nothing is pickled. Of several processes that share a run, the main one
