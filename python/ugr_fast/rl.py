@@ -43,7 +43,7 @@ from ugr_fast.model import (
     recomputed,
 )
 from ugr_fast.packing import pack_prefixes
-from ugr_fast.progress import bar, say
+from ugr_fast.progress import Step, Validation, Watch, bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, describe, seed_everything, set_threads
 from ugr_fast.team import Team
@@ -190,18 +190,21 @@ def train(config: RlConfig) -> dict[str, Any]:
     run.save_catalogue(catalogue.vocabulary, start.load_codes(), *start.load_items())
     valid = sample_rows(valid_rows, config.valid_rows, config.seed)
     say(f"rl: {describe(job.model, team)}, {len(train_rows)} prompts")
+    watch = Watch("update", config.patience)
     state = run.resume(job.learner)
-    if state is None:
-        state = _validate(job, run, valid, {"update": 0, "seconds": 0.0, "stale": 0})
-    with bar("rl", config.updates, done=state["update"]) as advance:
+    if state and (best := run.best()):
+        watch.valid = Validation(best["step"], best["ndcg@10"], state["stale"])
+    with bar("rl", config.updates, done=state["update"] if state else 0, watch=watch) as advance:
+        state = state or _validate(job, run, valid, {"update": 0, "seconds": 0.0, "stale": 0}, watch)
         while state["update"] < config.updates and not (config.patience and state["stale"] >= config.patience):
             rows = train_rows.take(batch_of(state["update"], len(train_rows), config.batch_size, config.seed))
             found = update(job, rows, state["update"])
             state = {**state, "update": state["update"] + 1, "seconds": state["seconds"] + found["seconds"]}
             run.log(step=state["update"], **{**found, "seconds": state["seconds"]})
-            advance(1, note=f"reward {found['reward']:.3f} hit rate {found['hit_rate']:.2f}")
+            watch.step(_step(found))
+            advance(1)
             if state["update"] % config.eval_every == 0 or state["update"] == config.updates:
-                state = _validate(job, run, valid, state)
+                state = _validate(job, run, valid, state, watch)
     if state["update"] < config.updates:
         say(f"rl: stopped after update {state['update']}, {state['stale']} validations without a better NDCG@10")
     return run.best() or {}
@@ -536,7 +539,16 @@ def _confidence_metrics(confidence: torch.Tensor, hits: torch.Tensor, present: t
     return values if np.isnan(scored) else {**values, "confidence_auroc": scored}
 
 
-def _validate(job: Job, run: Run, valid: data.Rows, state: dict[str, Any]) -> dict[str, Any]:
+def _step(found: dict[str, float]) -> Step:
+    """Return what the live view shows of an update."""
+    return Step(
+        curves={"reward": found["reward"], "hit rate": found["hit_rate"]},
+        rate=("prompts/s", found["prompts_per_second"]),
+        shares={part: found[f"seconds_{part}"] / found["seconds"] for part in ("rollout", "update")},
+    )
+
+
+def _validate(job: Job, run: Run, valid: data.Rows, state: dict[str, Any], watch: Watch) -> dict[str, Any]:
     config = job.config
     with autocast(job.device, config.precision):
         found = validation_metrics(job.model, job.catalogue, valid, config.num_beams, config.normalize, run.team)
@@ -547,6 +559,8 @@ def _validate(job: Job, run: Run, valid: data.Rows, state: dict[str, Any]) -> di
         best = {"step": state["update"], **found}
     state = {**state, "stale": 0 if better else state["stale"] + 1}
     run.save_checkpoint(state["update"], job.learner, state, best)
+    auroc = {name: found[f"{name}_auroc"] for name in ("confidence", "likelihood")}
+    watch.valid = Validation(best["step"], best["ndcg@10"], state["stale"], state["update"], found["ndcg@10"], auroc)
     say(
         f"rl update {state['update']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}, AUROC of confidence {found['confidence_auroc']:.3f}"

@@ -31,7 +31,7 @@ from ugr_fast.model import (
     refuse_windows,
     unwrapped,
 )
-from ugr_fast.progress import bar, say
+from ugr_fast.progress import Step, Validation, Watch, bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, describe, load_model, seed_everything, set_threads
 from ugr_fast.team import Team
@@ -78,10 +78,15 @@ def train(config: SftConfig) -> dict[str, Any]:
     valid = sample_rows(dataset.valid, config.valid_rows, config.seed).latest(config.history)
     sequences = data.sequences(dataset.train)
     say(f"sft: {describe(model, team)}, {len(sequences)} sequences")
-    while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
-        state = _epoch(config, run, learner, catalogue, sequences, state)
-        if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
-            state = _validate(config, run, learner, catalogue, valid, state)
+    watch = Watch("epoch", config.patience)
+    if best := run.best():
+        watch.valid = Validation(best["epoch"], best["ndcg@10"], state["stale"])
+    with bar("sft", config.epochs, done=state["epoch"], watch=watch) as advance:
+        while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
+            state = _epoch(config, run, learner, catalogue, sequences, state, watch)
+            advance(1)
+            if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
+                state = _validate(config, run, learner, catalogue, valid, state, watch)
     if state["epoch"] < config.epochs:
         say(f"sft: stopped after epoch {state['epoch']}, {state['stale']} validations without a better NDCG@10")
     return run.best() or {}
@@ -273,18 +278,21 @@ def _epoch(
     catalogue: Catalogue,
     sequences: data.Sequences,
     state: dict[str, Any],
+    watch: Watch,
 ) -> dict[str, Any]:
     rng = np.random.default_rng([config.seed, state["epoch"]])
     windows = data.windows(sequences, config.history + 1, rng)
     order = batches(windows, config.batch_size, rng)
     learner.model.train()
     losses, norms, started = [], [], time.monotonic()
-    with bar(f"sft epoch {state['epoch'] + 1}/{config.epochs}", len(order)) as advance:
+    with bar(f"epoch {state['epoch'] + 1}/{config.epochs}", len(order), watch=watch) as advance:
         for index, rows in enumerate(order):
+            begun = time.monotonic()
             learner.schedule((state["epoch"] + index / len(order)) / config.epochs, config.schedule)
             losses.append(backward(config, learner, *collate(catalogue, windows, rows)))
             norms.append(learner.descend(config.clip_grad))
-            advance(1, note=f"loss {losses[-1]:.3f}")
+            watch.step(Step({"loss": losses[-1]}, ("rows/s", len(rows) / (time.monotonic() - begun))))
+            advance(1)
     state = {
         **state,
         "epoch": state["epoch"] + 1,
@@ -308,6 +316,7 @@ def _validate(
     catalogue: Catalogue,
     valid: data.Rows,
     state: dict[str, Any],
+    watch: Watch,
 ) -> dict[str, Any]:
     with autocast(next(learner.model.parameters()).device, config.precision):
         found = validation_metrics(learner.used.eval(), catalogue, valid, config.num_beams, team=run.team)
@@ -318,6 +327,7 @@ def _validate(
         best = {"step": state["step"], "epoch": state["epoch"], **found}
     state = {**state, "stale": 0 if better else state["stale"] + 1}
     run.save_checkpoint(state["step"], learner, state, best)
+    watch.valid = Validation(best["epoch"], best["ndcg@10"], state["stale"], state["epoch"], found["ndcg@10"])
     say(
         f"sft epoch {state['epoch']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}{'  (best so far)' if better else ''}"
