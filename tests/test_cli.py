@@ -89,7 +89,7 @@ def test_recommend_can_leave_out_what_was_seen(pipeline):
 
 def test_report_names_what_it_wrote(pipeline, tmp_path):
     pytest.importorskip("matplotlib")
-    done = call("report", "--runs", pipeline.sft, pipeline.rl, "--out", tmp_path / "report")
+    done = call("report", pipeline.sft, pipeline.rl, "--out", tmp_path / "report")
     assert done.code == 0, done.err
     assert str(tmp_path / "report") in done.out
     assert (tmp_path / "report" / "report.html").is_file()
@@ -472,7 +472,7 @@ def test_recommend(pipeline, history, more, message):
 def test_report_of_a_run_that_was_not_evaluated(pipeline, tmp_path):
     run = copied(pipeline.rl, tmp_path)
     (run / "eval-test.json").unlink()
-    refused(["report", "--runs", run, "--out", tmp_path / "o"], "eval-test.json", tmp_path)
+    refused(["report", run, "--out", tmp_path / "o"], "eval-test.json", tmp_path)
 
 
 def test_a_run_without_a_checkpoint(pipeline, tmp_path):

@@ -16,8 +16,8 @@ from pipeline import call, snapshot  # noqa: E402
 from test_decisions import world  # noqa: E402
 from test_recommend import HISTORIES, colliding, recommender  # noqa: E402
 from ugr_fast import decisions  # noqa: E402
-from ugr_fast.confidence import Confidence, read_outcomes  # noqa: E402
-from ugr_fast.decisions import Outcomes  # noqa: E402
+from ugr_fast.confidence import Confidence  # noqa: E402
+from ugr_fast.decisions import Outcomes, read_outcomes  # noqa: E402
 from ugr_fast.recommend import Ranking, Recommender, beam_of_items, outcomes_of, rank  # noqa: E402
 from ugr_fast.run import Run  # noqa: E402
 

@@ -15,14 +15,14 @@ import ugr_fast
 
 PACKAGE = Path(ugr_fast.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Source", "Attributes", "Yields")
 
 
 def imported(module):
     pytest.importorskip("torch")
-    return ugr_fast if module == "__init__" else import_module(f"ugr_fast.{module}")
+    return import_module(f"ugr_fast/{module}".removesuffix("/__init__").replace("/", "."))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -48,7 +48,7 @@ def imports(node):
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, f"a relative import of {child.module}"
             names = [f"{child.module}.{alias.name}" for alias in child.names]
-            yield from names if child.module == "ugr_fast" else [child.module]
+            yield from names if child.module in ("ugr_fast", "ugr_fast.report") else [child.module]
         yield from imports(child)
 
 
@@ -81,13 +81,31 @@ def test_jobs_do_not_know_each_other(module):
 
 
 def test_the_report_reads_files_only():
-    assert not [module for module in inner_imports(PACKAGE / "report.py") if LAYER[module] in (2, 3, 4)]
+    for path in (PACKAGE / "report").glob("*.py"):
+        assert not [module for module in inner_imports(path) if LAYER[module] in (2, 3, 4)]
+
+
+ROOMS = [
+    *("read", "tables", "figures", "blocks"),
+    *("comparison", "training", "confidence", "decisions", "users", "settings"),
+    *("page", "__init__"),
+]
+
+
+def test_the_rooms_of_the_report_stand_in_a_row():
+    assert {path.stem for path in (PACKAGE / "report").glob("*.py")} == set(ROOMS)
+    for number, room in enumerate(ROOMS):
+        found = imports(ast.parse((PACKAGE / "report" / f"{room}.py").read_text("utf-8")))
+        inner = {name.split(".")[2] for name in found if name.startswith("ugr_fast.report.")}
+        assert inner <= {*ROOMS[:number]}, f"report/{room}.py imports {inner - {*ROOMS[:number]}}"
 
 
 def test_nobody_imports_the_top():
     for path in modules():
         top = inner_imports(path) & {"cli", "demo", "report", "integrations"}
-        allowed = {"cli": {"demo", "report"}, "demo": {"report"}}.get(name_of(path), set())
+        allowed = {"cli": {"demo", "report"}, "demo": {"report"}, "report": {"report"}}.get(
+            name_of(path).split(".")[0], set()
+        )
         assert top <= allowed, f"{path.name} imports {top - allowed}"
 
 

@@ -253,7 +253,7 @@ def test_rl_on_a_terminal(pipeline, tmp_path):
 
 
 def test_an_interrupted_rl_leaves_a_narrow_terminal_clean(pipeline, tmp_path):
-    args = pipeline.rl_args(tmp_path / "rl", "--updates", 100000, "--eval-every", 5, "--patience", 99999)
+    args = pipeline.rl_args(tmp_path / "rl", "--updates", 100000, "--eval-every", 100000, "--patience", 9)
     code, written = run_on_terminal(args, width=50, interrupt="▁".encode())
     assert code == 130
     lines, shown = screen(written, 50)

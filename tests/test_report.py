@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,106 +11,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from ugr_fast import metrics, report
+from evaluated import TITLES, make_run
+from safetensors.numpy import save_file
+from ugr_fast import report
 from ugr_fast.configs import ReportConfig
-
-TITLES = [f"Film {number} (19{number % 100:02d})" for number in range(60)]
-TITLES[3] = "<script>alert('x')</script> & co | *stars* [link](javascript:0) $5"
-SETTINGS = {
-    "sft": {"data": "data", "epochs": 6, "model": None},
-    "rl": {"data": "data", "reward": "uncertainty_weighted", "difficulty": "rank", "confidence": "brier", "lr": 1e-4},
-}
-
-
-def signal(confidence, correct, hit10, ndcg10):
-    """The part of eval-SPLIT.json about one signal, as `ugr_fast.evaluate` writes it."""
-    bins = metrics.calibration(confidence, correct, bins=15)
-    filled = bins.count > 0
-    count = bins.count[filled].astype(int)
-    low, high = metrics.wilson(np.rint(bins.accuracy[filled] * count), count)
-    coverage, risk, _ = metrics.risk_coverage(confidence, correct)
-    order = np.argsort(-confidence, kind="stable")
-    kept = [order[: max(1, round(share * len(order)))] for share in np.arange(1, 21) / 20]
-    scalars = {"ece": bins.ece, "auroc": metrics.auroc(confidence, correct), "aurc": metrics.aurc(confidence, correct)}
-    columns = {"lower": bins.lower, "upper": bins.upper, "confidence": bins.confidence, "accuracy": bins.accuracy}
-    reliability = {name: column[filled].tolist() for name, column in columns.items()}
-    rejection = {"hr@10": [hit10[rows].mean() for rows in kept], "ndcg@10": [ndcg10[rows].mean() for rows in kept]}
-    return {
-        "user": {**scalars, "brier_skill": None, "base_rate": correct.mean()},
-        "reliability": {
-            **reliability, "count": count.tolist(), "accuracy_low": low.tolist(), "accuracy_high": high.tolist()
-        },
-        "risk_coverage": {"coverage": coverage.tolist(), "risk": risk.tolist()},
-        "rejection": {"coverage": (np.arange(1, 21) / 20).tolist(), **rejection},
-    }  # fmt: skip
-
-
-def evaluation(seed, skill, num_rows=400, num_users=5):
-    rng = np.random.default_rng(seed)
-    confidence = rng.beta(1.2, 6, num_rows)
-    correct = rng.random(num_rows) < confidence * skill
-    hit10 = correct | (rng.random(num_rows) < 0.08)
-    ndcg10 = np.where(correct, 1.0, np.where(hit10, 0.4, 0.0))
-    likelihood = np.clip(confidence * 0.5 + rng.random(num_rows) * 0.1, 0, 1)
-    found = {
-        "confidence": signal(confidence, correct, hit10, ndcg10),
-        "likelihood": signal(likelihood, correct, hit10, ndcg10),
-    }
-    names = ("hr@1", "hr@3", "hr@5", "hr@10", "ndcg@3", "ndcg@5", "ndcg@10")
-    values = {name: 0.05 * skill + 0.01 * index for index, name in enumerate(names)}
-    everyone = {"hr@10": hit10.mean(), "ndcg@10": ndcg10.mean()}
-    halves = {name: {key: column[9] for key, column in part["rejection"].items() if key != "coverage"}
-              for name, part in found.items()}  # fmt: skip
-    baselines = {"popularity": dict.fromkeys(names, 0.0123), "markov": dict.fromkeys(names, 0.0456)}
-    return {
-        "split": "test", "num_rows": num_rows, "num_beams": 20, "normalize": "full", "checkpoint": "best", "step": 50,
-        "ranking": {**values, **{f"sid_{name}": value + 0.001 for name, value in values.items()}},
-        **found, "kept_half": {"random": everyone, **halves}, "baselines": baselines,
-        "examples": [example(user, rng) for user in range(num_users)],
-    }  # fmt: skip
-
-
-def example(user, rng):
-    target = 3 + user
-    items = rng.permutation(len(TITLES))[:10]
-    if user % 2 and target not in items:
-        items[2] = target
-    recommended = [
-        {"title": TITLES[item], "confidence": 0.3 / rank, "likelihood": 0.1 / rank, "hit": bool(item == target)}
-        for rank, item in enumerate(items, start=1)
-    ]
-    return {"user": user, "history": TITLES[user : user + 6], "target": TITLES[target], "recommended": recommended}
-
-
-def valid_line(value):
-    keys = ("ndcg@10", "hr@10", "hr@1", "confidence_auroc", "likelihood_auroc")
-    return {key: value + 0.1 * index for index, key in enumerate(keys)}
-
-
-def log_lines(command):
-    if command == "sft":
-        epochs = [{"step": 90 * e, "epoch": e, "loss": 5 - e / 3, "seconds": 60.0 * e} for e in range(1, 7)]
-        return epochs + [{"step": 90 * e, "epoch": e, "valid": valid_line(0.01 * e)} for e in (2, 4, 6)]
-    wave = [0.1 + 0.001 * u + 0.02 * math.sin(u) for u in range(1, 101)]
-    updates = [
-        {"step": u, "loss": -w, "reward": 1e-10 * w, "hit_rate": 2 * w, "confidence_auroc": 0.99, "seconds": 0.5 * u}
-        for u, w in enumerate(wave, start=1)
-    ]
-    return updates + [{"step": u, "valid": valid_line(0.06 + u / 5000)} for u in (0, 25, 50, 75, 100)]
-
-
-def make_run(folder, command="sft", seed=0, skill=0.9, **settings):
-    folder.mkdir(parents=True)
-    config = {
-        "command": command,
-        "settings": {**SETTINGS[command], **settings},
-        "environment": {"torch": "2.10", "device": "cpu", "threads": 2},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log_lines(command)))
-    (folder / "best.json").write_text(json.dumps({"step": 50, **valid_line(0.06)}))
-    (folder / "eval-test.json").write_text(json.dumps(evaluation(seed, skill)))
-    return folder
+from ugr_fast.decisions import read_outcomes, write_outcomes
+from ugr_fast.report import comparison, decisions, page, training
+from ugr_fast.report.blocks import gallery
+from ugr_fast.report.confidence import risk_picture
+from ugr_fast.report.figures import DARK, INK, MUTED, PAPER, RUN_COLOURS
+from ugr_fast.report.read import read_runs
+from ugr_fast.report.tables import html_table, markdown_table
 
 
 @pytest.fixture
@@ -173,7 +84,7 @@ def test_table_holds_the_numbers_of_the_evaluations(runs):
     for row, folder, source, mark in ((rows[3], runs[0], "likelihood", "†"), (rows[4], runs[1], "confidence", "")):
         found = json.loads((folder / "eval-test.json").read_text())
         ranking = [f"{found['ranking'][key]:.4f}" for key in ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")]
-        user, half = found[source]["user"], found["kept_half"][source]["hr@10"]
+        user, half = found[source]["user"]["before"], found["decisions"]["reject"][source]["hr@10"]["value"][9]
         assert row[1:] == [*ranking, f"{user['ece']:.3f}{mark}", f"{user['auroc']:.3f}{mark}", f"{half:.4f}{mark}"]
 
 
@@ -184,13 +95,13 @@ def test_markdown_table_marks_the_best_as_shown():
         ["b", "0.2", "0.4", "0.6"],
         ["c", "0.2", "–", "–"],
     ]
-    lines = report.markdown_table(rows).splitlines()
+    lines = markdown_table(rows, bold=True).splitlines()
     assert lines[2:] == [
         "| a | 0.1 | **0.30†** | – |",  # a lower ECE is better
         "| b | **0.2** | 0.4 | 0.6 |",  # nothing to compare 0.6 with
         "| c | **0.2** | – | – |",
     ]
-    assert "**" not in report.markdown_table(rows, bold=False)
+    assert "**" not in markdown_table(rows)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +122,10 @@ def test_runs_are_named_in_words(tmp_path, settings, words):
     assert rows[-1][6].endswith("†") == (settings.get("confidence") == "none")
 
 
-def test_a_run_that_never_got_better_than_its_start_says_so(runs, tmp_path):
-    edit(runs[1] / "eval-test.json", lambda found: found | {"step": 0})
+def test_a_run_that_never_got_better_than_its_start_says_so(runs):
+    edit(runs[1] / "eval-test.json", lambda found: found | {"step": 0, "trained": False, "signal": "likelihood"})
     assert report.table(runs)[-1][6].endswith("†")  # the confidence tokens of update 0 are untrained
-    out = report.write(ReportConfig(runs=runs[1:], out=tmp_path / "report"))
-    assert "Evaluated at update 0" in (out / "report.md").read_text()
+    assert any("Evaluated at update 0" in text for text in comparison.headline(read_runs(runs)))
 
 
 def test_beam_width_stands_beside_each_run_where_they_differ(runs):
@@ -235,7 +145,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 def test_missing_values_are_dashes(runs):
     def drop(found):
         found["ranking"]["hr@5"] = float("nan")
-        found["confidence"]["user"]["auroc"] = None
+        found["confidence"]["user"]["before"]["auroc"] = None
         return found
 
     edit(runs[1] / "eval-test.json", drop)
@@ -243,17 +153,90 @@ def test_missing_values_are_dashes(runs):
     assert (row[2], row[7]) == ("–", "–")
 
 
+def test_intervals_stand_below_the_values(runs):
+    rows = comparison.comparison_table(read_runs(runs))
+    found = json.loads((runs[1] / "eval-test.json").read_text())
+    value, (low, high) = found["ranking"]["ndcg@10"], found["intervals"]["ndcg@10"]
+    assert rows[-1][5] == f"{value:.4f} ({low:.4f}–{high:.4f})"
+    assert rows[-2][6].startswith(report.table(runs)[-2][6] + " (")  # the mark stays at the number
+    assert f"{value:.4f}</b><small>{low:.4f}–{high:.4f}</small>" in html_table(rows, "x", bold=True)
+    assert [row[1:] for row in rows[1:3]] == [row[1:] for row in report.table(runs)[1:3]]  # baselines have none
+
+
+def test_differences_are_paired_and_told_only_beyond_chance():
+    rng = np.random.default_rng(0)
+    theirs = rng.random(300)
+    better = comparison.difference(theirs + 0.01, theirs)  # a constant: users differ far more than runs do
+    assert better.value == pytest.approx(0.01)
+    assert (better.low, better.high) == pytest.approx((0.01, 0.01))
+    assert better.verdict == "higher"
+    assert comparison.difference(theirs, theirs + 0.01).verdict == "lower"
+    assert comparison.difference(theirs, theirs).verdict == comparison.NOT_TOLD
+    noise = rng.normal(0, 1, 300)
+    found = comparison.difference(theirs + noise - noise.mean() + 0.01, theirs)
+    assert found.low < 0 < found.high
+    assert found.verdict == comparison.NOT_TOLD
+    error = noise.std() / np.sqrt(300)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_runs_are_compared_on_the_same_users(runs):
+    sft, rl = read_runs(runs)
+    cells = comparison.paired_table([sft, rl])[1]
+    for cell, ours, theirs in ((cells[1], rl.ndcg10, sft.ndcg10), (cells[2], rl.hit10, sft.hit10)):
+        assert cell.startswith(f"{(ours - theirs).mean():+.4f}".replace("-", "−"))
+    assert rl.ndcg10.mean() == pytest.approx(rl.found["ranking"]["ndcg@10"])
+    assert comparison.paired_table([sft, sft])[1][3] == comparison.NOT_TOLD
+
+
+def test_gains_of_reranking_are_told_only_beyond_chance(runs):
+    def gain(low, high):
+        def change(found):
+            found["decisions"]["rerank"]["confidence"] |= {"weight": 0.5, "gain": [(low + high) / 2, low, high]}
+            return found
+
+        edit(runs[1] / "eval-test.json", change)
+        return next(row for row in decisions.rerank_table(read_runs(runs)) if row[0] == "rl: confidence")
+
+    assert gain(-0.01, 0.03)[4:] == ["+0.0100 (−0.0100 to +0.0300)", comparison.NOT_TOLD]
+    assert gain(0.01, 0.03)[5] == "higher"
+    assert gain(-0.03, -0.01)[5] == "lower"
+
+
+def test_promises_say_what_was_kept(runs):
+    header, *rows = decisions.promise_table(read_runs(runs[1:]))
+    assert header[-4:] == ["risk, valid", "answered", "realised risk", "in words"]
+    assert [row[-4:] for row in rows] == [
+        ["0.410 (at most 0.490)", "27.5%", "0.450", "within what was asked"],
+        ["0.410 (at most 0.490)", "25.0%", "0.460", "above what was asked"],
+        ["0.410 (at most 0.490)", "100.0%", "0.700", "within what was asked"],
+        ["–", "0.0%", "–", "nobody answered (no candidate passes)"],
+    ]
+    assert "at most 45% of those answered" in decisions.headline(read_runs(runs)[1])  # the boldest that answers anybody
+    edit(runs[1] / "eval-test.json", lambda found: found | {"promises": found["promises"][-1:]})
+    assert "nobody is answered" in decisions.headline(read_runs(runs)[1])
+
+
+def test_the_time_of_an_update_is_split(runs):
+    times = training.step_times(read_runs(runs)[1])
+    assert times == pytest.approx({"rollout": 0.25, "reward": 0.05, "update": 0.15, "other": 0.05})
+    assert training.time_table({"rl": times})[1] == ["rl", "0.500", "50.0%", "10.0%", "30.0%", "10.0%"]
+    assert "other" not in training.time_table({"rl": times | {"other": 0.0}})[0]
+    assert training.step_times(read_runs(runs)[0]) == {}  # fine-tuning has no parts
+
+
 def test_report_has_every_section_in_both_forms(written):
     text, page = ((written / name).read_text() for name in ("report.md", "report.html"))
-    for section in ("Comparison", "Training", "Reliability", "Risk and coverage", "Examples", "Settings"):
+    for section in ("Comparison", "Training", "Confidence", "Decisions", "Promises", "Users", "Settings"):
         assert f"\n## {section}\n" in text
         assert f">{section}</h2>" in page
     for cell in ("last-item Markov", "rl (UGR, brier confidence)", "0.0456", "threads", "uncertainty_weighted"):
         assert cell.replace("_", r"\_") in text
         assert cell in page
     assert report.FOOTNOTE in text
-    assert "<b>0.1100</b>" in page
-    assert "**0.1100**" in text
+    best = max(report.table([written.parent / name for name in ("sft", "rl")])[1:], key=lambda row: float(row[5]))[5]
+    assert f"<b>{best}</b><small>" in page
+    assert f"**{best}** (" in text
 
 
 def test_figures_are_there(written):
@@ -263,15 +246,17 @@ def test_figures_are_there(written):
     }
     assert {"sft-loss", "sft-valid-ndcg10", "rl-valid-ndcg10", "rl-valid-hr1", "rl-valid-confidence-auroc"} <= names
     assert "rl-reward" not in names  # 0 in every group: nothing to see
-    assert {"rl-hit-rate", "rl-loss", "reliability-0-sft", "reliability-1-rl", "risk-1-rl", "kept-hr10"} <= names
+    assert {"rl-hit-rate", "rl-loss", "rl-time-of-an-update", "reliability-user-1-rl", "rerank"} <= names
+    own = ("reliability-user", "reliability-candidate", "histogram", "risk", "reject-ndcg10", "reject-hr10")
+    assert {f"{kind}-{run}" for kind in (*own, "cut-precision", "cut-recall") for run in ("0-sft", "1-rl")} <= names
     assert (written / "report.html").read_text().count("<svg ") == len(names)
     for name in names:
         assert (written / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_fine_tuning_is_a_dashed_line_beside_reinforcement_learning(runs):
-    read = report.read_runs(runs)
-    figure = report._training_figure(read, "rl", report.CURVES["rl"][0])
+    read = read_runs(runs)
+    figure = training.training_figure(read, "rl", training.CURVES["rl"][0])
     line, curve = figure.axes[0].get_lines()
     assert (curve.get_label(), line.get_label()) == ("rl", "sft: best")
     assert curve.get_xdata().tolist() == [0, 25, 50, 75, 100]
@@ -282,7 +267,7 @@ def test_fine_tuning_is_a_dashed_line_beside_reinforcement_learning(runs):
 
 
 def test_validation_and_rollout_values_of_one_name_are_kept_apart(runs):
-    _, run = report.read_runs(runs)
+    _, run = read_runs(runs)
     assert run.series("valid.confidence_auroc")[1] == pytest.approx([0.36, 0.365, 0.37, 0.375, 0.38])
     assert set(run.series("confidence_auroc")[1]) == {0.99}
 
@@ -292,7 +277,7 @@ def test_html_is_well_formed_and_needs_no_network(written):
     page = Page(text.removeprefix("<!doctype html>"))
     assert page.stack == []
     assert len(page.ids) == len(set(page.ids))
-    assert not set(page.tags) & {"script", "link", "img", "iframe"}
+    assert not set(page.tags) & {"link", "img", "iframe", "object", "embed"}
     assert {ref.lstrip("#") for ref in page.refs} <= set(page.ids)  # nothing is fetched, nothing dangles
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert "@import" not in text
@@ -309,19 +294,28 @@ def test_figures_in_the_page_take_their_colours_from_it(written):
 def test_titles_are_shown_as_they_are(written):
     text, page = ((written / name).read_text() for name in ("report.md", "report.html"))
     assert TITLES[3] in "".join(Page(page.removeprefix("<!doctype html>")).words)
-    assert "<script" not in page + text
+    assert "<script" not in text
+    assert re.findall(r"<script.{7}", page) == ['<script>"use s']  # the one that is ours
     assert r"&lt;script&gt;alert('x')&lt;/script&gt; &amp; co \| \*stars\* \[link\](javascript:0) \$5" in text
 
 
 def test_examples_mark_hits_and_what_came_next(written):
     page = (written / "report.html").read_text()
-    assert page.count('class="user') - page.count('class="users"') == 5
+    assert page.count('<details class="user') + page.count('<details open class="user') == 5
     assert page.count("<details open ") == 1
     assert "Next: <b>Film 4 (1904)</b>" in page
     assert "Film 4 (1904) ✓" in page
     assert "sft rank 3" in page
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """A report of one section and a figure for each run, for the tests of how it is written."""
+    blocks = lambda runs, split: [*comparison.section(runs, split), gallery([*map(risk_picture, runs)])]  # noqa: E731
+    monkeypatch.setattr(page, "compose", blocks)
+
+
+@pytest.mark.usefixtures("short")
 def test_an_older_report_is_replaced(runs, tmp_path):
     out = tmp_path / "report"
     report.write(ReportConfig(runs=runs, out=out))
@@ -339,15 +333,16 @@ def test_the_same_runs_make_the_same_report_and_matplotlib_is_left_as_it_was(run
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.usefixtures("short")
 def test_a_failure_leaves_the_older_report(runs, tmp_path, monkeypatch):
     out = tmp_path / "report"
     report.write(ReportConfig(runs=runs[1:], out=out))
     before = (out / "report.html").read_bytes()
 
-    def fail(_blocks):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "_page", fail)
+    monkeypatch.setattr(page, "page", fail)
     with pytest.raises(OSError, match="No space left"):
         report.write(ReportConfig(runs=runs, out=out))
     assert (out / "report.html").read_bytes() == before
@@ -379,8 +374,31 @@ def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path):
         report.table([])
     with pytest.raises(ValueError, match="each once"):
         report.table([runs[0], tmp_path / "rl" / ".." / "sft"])
-    edit(runs[1] / "eval-test.json", lambda found: found | {"num_rows": 7})
+    edit(runs[1] / "eval-test.json", lambda found: found | {"baselines": {}})
     with pytest.raises(ValueError, match="rl and sft were not"):
+        report.table(runs)
+
+
+def test_a_run_evaluated_by_an_older_version_is_told_the_command(runs):
+    edit(
+        runs[0] / "eval-test.json", lambda found: {key: found[key] for key in found if key not in ("reach", "promises")}
+    )
+    with pytest.raises(ValueError, match=f"lacks reach, promises; make it again with `ugr-fast eval --run {runs[0]} "):
+        report.table(runs)
+
+
+def test_ranks_that_do_not_fit_the_evaluation_are_told(runs):
+    path = runs[1] / "outcomes-test.safetensors"
+    how, told = read_outcomes(path)
+    write_outcomes(path, told.take(np.s_[1:]), how)
+    with pytest.raises(ValueError, match=r"400 users, got \(399,\)"):
+        report.table(runs)
+    for damage in (lambda: save_file({"place": np.zeros(400)}, path), lambda: path.write_bytes(b"cut off")):
+        damage()
+        with pytest.raises(ValueError, match=r"outcomes-test.safetensors is truncated or altered.*ugr-fast eval --run"):
+            report.table(runs)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} does not exist; `ugr-fast eval --run"):
         report.table(runs)
 
 
@@ -425,3 +443,84 @@ def test_reading_reports_needs_neither_torch_nor_matplotlib():
 
 def edit(path: Path, change):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def contrast(one, other):
+    """WCAG 2.2: (lighter + 0.05) / (darker + 0.05) of relative luminances."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("night", [False, True], ids=["light", "dark"])
+def test_colours_stand_out_from_the_ground(night):
+    shown = DARK if night else {colour: colour for colour in DARK}
+    assert contrast(shown[INK], shown[PAPER]) > 7
+    assert contrast(shown[MUTED], shown[PAPER]) > 4.5
+    for light, dark in RUN_COLOURS.items():
+        assert contrast(dark if night else light, shown[PAPER]) > 4.5  # lines, and the titles of hits
+
+
+MEASURE = """
+<script>
+const bright = (css) => {
+  const c = css.match(/[\\d.]+/g).slice(0, 3).map((x) => x / 255);
+  const [r, g, b] = c.map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+};
+const ground = bright(getComputedStyle(document.body).backgroundColor);
+const texts = [...document.querySelectorAll("main *, nav *")].filter((e) =>
+  e.getClientRects().length && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
+const ratios = texts.map((e) => {
+  const style = getComputedStyle(e), own = bright(e.closest("svg") ? style.fill : style.color);
+  return Math.max(own, ground) / Math.min(own, ground);
+});
+const box = document.getElementById("search"), at = () => document.getElementById("found").textContent;
+const counted = (words) => { box.value = words; box.dispatchEvent(new Event("input")); return at(); };
+const found = [counted("FILM 9 (1909)"), counted("")];
+document.getElementById("only-misses").click();
+found.push(at());
+const measured = {
+  width: innerWidth, reach: document.documentElement.scrollWidth, contrast: Math.min(...ratios), texts: texts.length,
+  dark: matchMedia("(prefers-color-scheme: dark)").matches, found: found,
+  fetched: performance.getEntriesByType("resource").map((entry) => entry.name),
+  cut: [...document.querySelectorAll("figure svg")].filter((s) => s.getBoundingClientRect().right > innerWidth).length,
+};
+parent.postMessage(JSON.stringify(measured), "*");
+</script>
+"""
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark">
+<script>onmessage = (message) => { document.body.textContent = message.data; };</script>
+<iframe src="report.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>
+"""  # no window is as narrow as a phone
+
+
+@pytest.mark.parametrize(("width", "night"), [(390, False), (390, True), (1280, True)])
+def test_a_browser_shows_it_whole_and_fetches_nothing(written, tmp_path, width, night):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    (tmp_path / "report.html").write_text((written / "report.html").read_text() + MEASURE)
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.replace("WIDTH", str(width)))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={0 if night else 1}"]
+    command = [browser, *flags, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(re.search(r"<body>\s*(\{.*\})", done.stdout)[1])
+    assert ":CONSOLE" not in done.stderr
+    assert (found["width"], found["dark"]) == (width, night)
+    assert found["reach"] == width  # the page does not scroll sideways; tables do, in their boxes
+    assert found["cut"] == 0
+    assert found["fetched"] == []
+    assert found["texts"] > 500
+    assert found["contrast"] >= 4.5
+    examples = json.loads((written.parent / "rl" / "eval-test.json").read_text())["examples"]
+    named = sum("Film 9 (1909)" in json.dumps(example) for example in examples)
+    assert 0 < named < 5
+    assert found["found"] == [f"{named} of 5 users", "5 of 5 users", "3 of 5 users"]

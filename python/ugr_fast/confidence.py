@@ -12,24 +12,17 @@ Any risk can be promised from these files, at any k: the rows that chose nothing
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ugr_fast.abstention import RiskThreshold, risk_threshold
-from ugr_fast.decisions import Choices, Outcomes, certainty, halves, hit
-from ugr_fast.files import new_file, read_json, write_json
+from ugr_fast.decisions import Choices, How, Outcomes, certainty, halves, hit, read_outcomes, write_outcomes
+from ugr_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
     from ugr_fast.run import Run
-
-How = dict[str, Any]
-"""Of a ranking: "step" of the checkpoint, "num_beams", "normalize", "precision", and "rows", a digest of them."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +90,3 @@ class Confidence:
         if saved != how or how["step"] != step:
             raise FileNotFoundError(f"{path} is not of step {step}, the best one; `{command}` makes it anew")
         return cls(how, choices, valid)
-
-
-def write_outcomes(path: Path, outcomes: Outcomes, how: How) -> None:
-    """Write outcomes, and how the lists were made."""
-    with new_file(path) as temporary:
-        save_file(outcomes.to_arrays(), temporary, metadata={"how": json.dumps(how, sort_keys=True)})
-
-
-def read_outcomes(path: Path) -> tuple[How, Outcomes]:
-    """Read what `write_outcomes` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is truncated or altered.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `ugr-fast eval` makes it")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            outcomes = Outcomes.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return json.loads((file.metadata() or {})["how"]), outcomes
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or altered ({error}); remove it and evaluate again") from error

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tyro.conf import Positional
+
 from ugr_fast.recalibration import Method
 
 
@@ -321,11 +323,11 @@ class RecommendConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Compare evaluated runs in one report: tables, training curves, reliability, risk and coverage, examples."""
+    """Compare evaluated runs in one page: tables, training curves, confidence, decisions, promises, users."""
 
-    runs: tuple[Path, ...]
-    """Run directories with eval-test.json."""
-    out: Path
+    runs: Positional[tuple[Path, ...]]
+    """Run directories that `ugr-fast eval` evaluated; differences are told to the first."""
+    out: Path = Path("report")
     """Folder to write: report.md, report.html and figures."""
     split: Literal["valid", "test"] = "test"
     """Which evaluation to show."""

@@ -19,20 +19,27 @@ Source: UGR (arXiv 2602.11719) §4.5.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ugr_fast.arrays import Array, to_numpy
+from ugr_fast.files import new_file
 from ugr_fast.recalibration import Method, Recalibrator
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Source: TypeAlias = Literal["confidence", "likelihood"]
 Band: TypeAlias = dict[str, list[float]]
 Statistic: TypeAlias = Callable[[Floats], Floats]
+How: TypeAlias = dict[str, Any]
+"""Of a ranking: "step" of the checkpoint, "num_beams", "normalize", "precision", and "rows", a digest of them."""
 
 DEPTH = 10
 """Entries of the lists that are measured: metrics are NDCG@10 and HR@10."""
@@ -98,6 +105,29 @@ class Outcomes:
         if ((rank < -1) | (rank >= scores.shape[1])).any():
             raise ValueError(f"`rank` must lie in [-1, {scores.shape[1]}), got {rank.min()} to {rank.max()}")
         return cls(scores, confidence, rank.astype(np.int64))
+
+
+def write_outcomes(path: Path, outcomes: Outcomes, how: How) -> None:
+    """Write outcomes, and how the lists were made."""
+    with new_file(path) as temporary:
+        save_file(outcomes.to_arrays(), temporary, metadata={"how": json.dumps(how, sort_keys=True)})
+
+
+def read_outcomes(path: Path) -> tuple[How, Outcomes]:
+    """Read what `write_outcomes` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated or altered.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `ugr-fast eval` makes it")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            outcomes = Outcomes.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return json.loads((file.metadata() or {})["how"]), outcomes
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); remove it and evaluate again") from error
 
 
 def ndcg(rank: npt.NDArray[np.int64]) -> Floats:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from ugr_fast import baselines, data, decisions, metrics, sids
-from ugr_fast.confidence import Confidence, How, read_outcomes, write_outcomes
+from ugr_fast.confidence import Confidence
 from ugr_fast.configs import METRIC_DEPTH, check
-from ugr_fast.decisions import Bootstrap, Choices, Outcomes, Source
+from ugr_fast.decisions import Bootstrap, Choices, How, Outcomes, Source, read_outcomes, write_outcomes
 from ugr_fast.files import write_json
 from ugr_fast.model import autocast
 from ugr_fast.progress import bar, say

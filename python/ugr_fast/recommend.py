@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ugr_fast import metrics
-from ugr_fast.confidence import Confidence, How
-from ugr_fast.decisions import Outcomes
+from ugr_fast.confidence import Confidence
+from ugr_fast.decisions import How, Outcomes
 from ugr_fast.decode import Normalize, beam_search
 from ugr_fast.model import Catalogue, autocast, pad_left
 from ugr_fast.progress import bar
