@@ -1,4 +1,4 @@
-"""Advantages, UGR's reward with weight, all of it from tokens, and calibration, beside short NumPy and torch lines.
+"""Advantages, UGR's reward with weight, and all of it from tokens, beside short NumPy and torch lines.
 
     python benches/bench_math.py
 
@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from timing import medians_in_turns, ratio, table_head, table_row
 from ugr_fast import group_advantages
-from ugr_fast.metrics import calibration
 from ugr_fast.rewards import difficulty_weight, ugr, uncertainty_weighted
 
-Row = tuple[str, Callable[[], object], Callable[[], object], Callable[[], object] | None]
+Row = tuple[str, Callable[[], object], Callable[[], object], Callable[[], object]]
 
 
 def numpy_advantages(rewards: np.ndarray) -> np.ndarray:
@@ -68,19 +67,6 @@ def torch_signal(tokens: torch.Tensor, target: torch.Tensor, scores: torch.Tenso
     return hits, reward, weight, torch_advantages(reward)
 
 
-def numpy_width(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    k = np.minimum((confidence * bins).astype(np.intp), bins - 1)
-    gap = np.bincount(k, confidence, bins) - np.bincount(k, correct, bins)
-    return float(np.abs(gap).sum() / confidence.size)
-
-
-def numpy_mass(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    edges = np.quantile(confidence, np.arange(1, bins) / bins)
-    k = np.searchsorted(edges, confidence, "right")
-    gap = np.bincount(k, confidence, bins) - np.bincount(k, correct, bins)
-    return float(np.abs(gap).sum() / confidence.size)
-
-
 def group_rows(shape: tuple[int, int], random: np.random.Generator) -> list[Row]:
     """A hit in every third group, as in the tables of others' runs."""
     tokens, target = random.integers(0, 256, (*shape, 4)), random.integers(0, 256, (shape[0], 4))
@@ -112,40 +98,18 @@ def group_rows(shape: tuple[int, int], random: np.random.Generator) -> list[Row]
     ]
 
 
-def calibration_rows(n: int, random: np.random.Generator) -> list[Row]:
-    confidence = 1 / (1 + np.exp(-random.normal(1, 1.5, n).astype(np.float32)))
-    correct = random.random(n) < confidence**1.3
-    return [
-        (
-            f"ECE, equal width, n = {n}",
-            lambda: calibration(confidence, correct).ece,
-            lambda: numpy_width(confidence, correct),
-            None,
-        ),
-        (
-            f"ECE, equal mass, n = {n}",
-            lambda: calibration(confidence, correct, binning="mass").ece,
-            lambda: numpy_mass(confidence, correct),
-            None,
-        ),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=25, help="calls that the median is over (default: 25)")
-    parser.add_argument("--samples", type=int, default=1_000_000, help="confidences to calibrate (default: 1000000)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     rows = [row for shape in ((64, 16), (1024, 16), (8192, 64)) for row in group_rows(shape, random)]
-    rows += calibration_rows(options.samples, random)
     print(table_head("computation", "ugr-fast, ms", "NumPy, ms", "torch, ms", "ratio"))
     for name, *calls in rows:
-        calls = [call for call in calls if call is not None]
         medians_in_turns(1, *calls)  # not counted
         ours, *theirs = (1e3 * seconds for seconds in medians_in_turns(options.repeats, *calls))
-        print(table_row(name, ours, theirs[0], *theirs[1:] or [None], ratio(min(theirs), ours)), flush=True)
+        print(table_row(name, ours, *theirs, ratio(min(theirs), ours)), flush=True)
 
 
 if __name__ == "__main__":

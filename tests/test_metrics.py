@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ugr_fast.metrics import (
     CalibrationAccumulator,
     Ranks,
+    _harmonic,
     augrc,
     aurc,
     auroc,
@@ -201,7 +202,7 @@ def test_confidence_outside_the_unit_interval(binning, bad):
         ([0.5], [1], {"closed": "both"}, "`closed`"),
         ([0.5], [1], {"closed": "right", "binning": "mass"}, "`weight` and `closed"),
         ([0.5], [1], {"weight": [1], "binning": "mass"}, "`weight` and `closed"),
-        ([0.5], [1], {"weight": [1, 1]}, "`weight` must have the shape"),
+        ([0.5], [1], {"weight": [1, 1]}, "`weight` must have length 1, got 2"),
         ([0.5], [1], {"weight": [-1]}, r"`weight` must lie in \[0, 65536\].*; got -1 at index 0"),
         ([0.5], [1], {"weight": [float("nan")]}, r"`weight` must lie in.*; got NaN at index 0"),
     ],
@@ -601,10 +602,16 @@ def test_aurc_at_its_ends():
 def test_selective_prediction_refuses(call):
     with pytest.raises(ValueError, match=r"NaN.*index 1"):
         call([0.5, float("nan")], [1, 0])
-    with pytest.raises(ValueError, match=r"`correct` must be 0 or 1, got 0\.5"):
+    with pytest.raises(ValueError, match=r"`correct` must hold booleans, or 0 and 1; got 0\.5"):
         call([0.5], [0.5])
-    with pytest.raises(ValueError, match="`correct` must have the shape"):
+    with pytest.raises(ValueError, match=r"`correct` must have shape \(1,\), got \(2,\)"):
         call([0.5], [1, 0])
+    with pytest.raises(ValueError, match=r"`confidence` must not be NaN; got nan at index 1"):
+        call([0.5, float("nan")], [1, 0], weight=[1, 1])
+    with pytest.raises(ValueError, match=r"`weight` must be 0 or lie in \[1e-100, 1e100\]; got -1.0 at index 1"):
+        call([0.5, 0.5], [1, 0], weight=[1, -1])
+    with pytest.raises(ValueError, match="`weight` must have length 2, got 1"):
+        call([0.5, 0.5], [1, 0], weight=[1])
 
 
 SCORES = st.lists(
@@ -672,6 +679,73 @@ def test_coverage_and_risk_at_each_other(samples, first, second):
     assert risk_at_coverage(confidence, correct, 1) == pytest.approx(rate, abs=1e-15)
     top = 1 - correct[confidence == confidence.max()].mean()
     assert risk_at_coverage(confidence, correct, 0) == pytest.approx(top, abs=1e-15)
+
+
+RANKS = {call.__name__: call for call in (auroc, average_precision, aurc, eaurc, augrc, risk_coverage)}
+REAL = st.sampled_from([0.0, 1.0, 0.25, 0.7, 3.5, 1e4])
+
+
+@pytest.mark.parametrize("call", list(RANKS.values()), ids=list(RANKS))
+@given(st.lists(st.tuples(UNIT, st.booleans(), st.integers(0, 4)), max_size=20), st.randoms(use_true_random=False))
+def test_whole_weights_of_ranks_are_repetitions(call, samples, random):
+    """C14, D12: ties in closed form, in any order; a weight of 0 is no sample."""
+    c, y, w = (np.array([sample[i] for sample in samples], kind) for i, kind in enumerate((float, bool, int)))
+    expected = call(np.repeat(c, w), np.repeat(y, w))
+    weighted = call(c, y, w)
+    np.testing.assert_allclose(weighted, expected, rtol=0, atol=1e-12)
+    order = random.sample(range(len(c)), len(c))
+    np.testing.assert_array_equal(call(c[order], y[order], w[order]), weighted)
+
+
+@given(st.lists(st.tuples(UNIT, st.booleans(), st.integers(0, 4)), min_size=1, max_size=20), UNIT)
+def test_weights_at_a_coverage_and_a_risk(samples, level):
+    c, y, w = (np.array([sample[i] for sample in samples]) for i in range(3))
+    repeated = np.repeat(c, w), np.repeat(y, w)
+    np.testing.assert_allclose(coverage_at_risk(c, y, level, w), coverage_at_risk(*repeated, level), rtol=1e-14)
+    np.testing.assert_allclose(risk_at_coverage(c, y, level, w), risk_at_coverage(*repeated, level), atol=1e-14)
+    assert (Ranks(c, y, w).n, Ranks(c, y, w).errors) == (w.sum(), (w * ~y).sum())
+
+
+@given(st.lists(st.tuples(UNIT, st.booleans(), REAL), min_size=1, max_size=20), st.sampled_from([1e-9, 0.3, 1e9]))
+def test_only_ratios_of_weights_count(samples, factor):
+    """C14: where nothing goes sample by sample. AUROC and risks are also what pairs and thresholds say."""
+    c, y, w = (np.array([sample[i] for sample in samples]) for i in range(3))
+    for call in (auroc, average_precision, risk_coverage):
+        np.testing.assert_allclose(call(c, y, factor * w), call(c, y, w), rtol=0, atol=1e-13)
+    pairs = np.outer(w[y], w[~y])
+    wins = np.greater.outer(c[y], c[~y]) + np.equal.outer(c[y], c[~y]) / 2
+    expected = (pairs * wins).sum() / pairs.sum() if pairs.sum() else math.nan
+    np.testing.assert_allclose(auroc(c, y, w), expected, rtol=0, atol=1e-13)
+    for share, risk, threshold in zip(*risk_coverage(c, y, w), strict=True):
+        assert share == pytest.approx(w[c >= threshold].sum() / w.sum(), rel=1e-13)
+        assert risk == pytest.approx(w[(c >= threshold) & ~y].sum() / w[c >= threshold].sum(), rel=1e-13, abs=1e-13)
+
+
+@given(st.lists(st.tuples(UNIT, st.booleans(), REAL), min_size=1, max_size=20))
+def test_areas_under_real_weights(samples):
+    """C30, C33: bounds and the closed form hold between whole numbers too."""
+    c, y, w = (np.array([sample[i] for sample in samples]) for i in range(3))
+    ranks = Ranks(c, y, w)
+    n, k = w.sum(), w[~y].sum()
+    if n == 0:
+        assert math.isnan(ranks.aurc())
+        return
+    assert -1e-12 <= ranks.eaurc() <= ranks.aurc() <= 1
+    assert aurc(np.zeros(len(c)), y, w) == pytest.approx(k / n, abs=1e-12)
+    if 0 < k < n:
+        expected = ((1 - ranks.auroc()) * k * (n - k) + k * (k + 1) / 2) / n**2
+        assert ranks.augrc() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_harmonic_sum_between_whole_numbers():
+    """Its recurrence and its value at halves: H(1/2) = 2 - 2 ln 2."""
+    assert _harmonic(0, 0.5) == pytest.approx(2 - 2 * math.log(2), rel=1e-15)
+    for start in (0.0, 0.3, 7.5, 1e6):
+        for length in (0.5, 1.0, 2.7):
+            whole = _harmonic(start, length) + 1 / (start + length + 1)
+            assert _harmonic(start, length + 1) == pytest.approx(whole, rel=1e-14)
+    terms = [1 / j for j in range(1001, 3001)]
+    assert _harmonic(1000, 2000) == pytest.approx(math.fsum(terms), rel=1e-15)
 
 
 def test_risk_at_coverage_counts_samples_exactly():

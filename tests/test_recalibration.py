@@ -424,8 +424,8 @@ def test_confidence_outside_the_unit_interval(method, bad):
     [
         (([], []), "at least one sample"),
         (([0.5], [1], [0]), "at least one sample"),
-        (([0.5], [1, 0]), "`correct` must have the length of `confidence`, 1, got 2"),
-        (([0.5], [1], [1, 1]), "`weight` must have the length"),
+        (([0.5], [1, 0]), "`correct` must have length 1, got 2"),
+        (([0.5], [1], [1, 1]), "`weight` must have length 1, got 2"),
         (([[0.5]], [1]), r"`confidence` must have shape \(N,\), got \(1, 1\)"),
         (([0.5], [2]), r"`correct` must lie in \[0, 1\]; got 2 at index 0"),
         (([0.5, 0.5], [0, 1.5]), r"`correct` must lie in \[0, 1\]; got 1.5 at index 1"),

@@ -65,6 +65,63 @@ def truth(name: str, x: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     return one
 
 
+def column(name: str, x: Array, dtype: Any = None) -> Array:
+    """`x` as a contiguous array of `dtype`, its own if None.
+
+    Raises:
+        ValueError: Another shape than (N,).
+    """
+    if x.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (N,), got {x.shape}")
+    return np.ascontiguousarray(x, dtype)
+
+
+def confidences(x: Any) -> Array:
+    """`x` as (N,) float32, if that holds it, or float64; their range is the caller's to check."""
+    array = to_numpy(x)
+    wide = array.dtype.kind != "f" or array.itemsize > 4
+    return column("confidence", array, np.float64 if wide else np.float32)
+
+
+def outcomes(x: Any) -> Array:
+    """`x` as (N,) uint8, 0 and 1, if it holds booleans or whole numbers; else float64, whose range is not checked.
+
+    Raises:
+        ValueError: Another shape, or a whole number other than 0 and 1.
+    """
+    array = column("correct", to_numpy(x))
+    if array.dtype == np.bool_:
+        return array.view(np.uint8)
+    if array.dtype.kind != "f":
+        refuse("correct", array, (array == 0) | (array == 1), "must lie in [0, 1]")
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.uint8, copy=False)
+
+
+def weights(x: Any, length: int) -> npt.NDArray[np.float64]:
+    """`x` as (length,) float64, each 0 or of a size whose sums and products neither overflow nor vanish.
+
+    Raises:
+        ValueError: Another shape or size.
+    """
+    w = column("weight", to_numpy(x), np.float64)
+    check_length("weight", w, length)
+    refuse("weight", w, (w == 0) | ((w >= 1e-100) & (w <= 1e100)), "must be 0 or lie in [1e-100, 1e100]")
+    return w
+
+
+def check_length(name: str, x: Array, length: int) -> None:
+    """Raise a ValueError if `x` does not have that length."""
+    if len(x) != length:
+        raise ValueError(f"`{name}` must have length {length}, got {len(x)}")
+
+
+def refuse(name: str, x: Array, valid: Any, rule: str) -> None:
+    """Raise a ValueError for the first of `x` that is not valid."""
+    if not np.all(valid):
+        first = int(np.argmin(valid))
+        raise ValueError(f"`{name}` {rule}; got {x[first]} at index {first}")
+
+
 def at_least(value: int, name: str, least: int) -> int:
     """`value`, if it is no smaller than `least`.
 

@@ -10,7 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ugr_fast import _core
-from ugr_fast.arrays import AnyArray, Array, at_least, like, to_numpy
+from ugr_fast.arrays import (
+    AnyArray,
+    Array,
+    at_least,
+    check_length,
+    confidences,
+    like,
+    outcomes,
+    refuse,
+    to_numpy,
+    weights,
+)
 
 Method = Literal["temperature", "platt", "beta", "isotonic", "histogram"]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -128,7 +139,7 @@ class Recalibrator:
         """
         parameters = self._fitted()
         array = to_numpy(confidence)
-        flat = _unit("confidence", array.ravel())
+        flat = _unit("confidence", confidences(array.ravel()))
         result = _METHODS[self.method].apply(flat, parameters).reshape(array.shape)
         return like(confidence, result, dtype=getattr(confidence, "dtype", None) if array.dtype.kind == "f" else None)
 
@@ -198,13 +209,10 @@ class _Samples(NamedTuple):
 
 
 def _samples(confidence: Any, correct: Any, weight: Any) -> _Samples:
-    c, y = _unit("confidence", to_numpy(confidence)), _outcome(to_numpy(correct))
-    w = None if weight is None else _floats("weight", to_numpy(weight), np.float64)
-    for name, column in (("correct", y), ("weight", w)):
-        if column is not None and len(column) != len(c):
-            raise ValueError(f"`{name}` must have the length of `confidence`, {len(c)}, got {len(column)}")
+    c, y = _unit("confidence", confidences(confidence)), _unit("correct", outcomes(correct))
+    check_length("correct", y, len(c))
+    w = None if weight is None else weights(weight, len(c))
     if w is not None:
-        _refuse("weight", w, (w == 0) | ((w >= 1e-100) & (w <= 1e100)), "must be 0 or lie in [1e-100, 1e100]")
         c, y, w = c[w > 0], y[w > 0], w[w > 0]
     if not len(c):
         raise ValueError("`confidence` must hold at least one sample that counts, got none")
@@ -212,34 +220,9 @@ def _samples(confidence: Any, correct: Any, weight: Any) -> _Samples:
 
 
 def _unit(name: str, x: Array) -> Array:
-    """`x` as float32, if that holds it, or float64."""
-    wide = x.dtype.kind != "f" or x.itemsize > 4
-    x = _floats(name, x, np.float64 if wide else np.float32)
     if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        _refuse(name, x, (x >= 0) & (x <= 1), "must lie in [0, 1]")
+        refuse(name, x, (x >= 0) & (x <= 1), "must lie in [0, 1]")
     return x
-
-
-def _outcome(y: Array) -> Array:
-    """Outcomes as uint8, where they are whole numbers, or float64."""
-    if y.dtype.kind == "f":
-        return _unit("correct", y.astype(np.float64))
-    if y.dtype != np.bool_:
-        _refuse("correct", y, (y == 0) | (y == 1), "must lie in [0, 1]")
-    return _floats("correct", y, np.uint8)
-
-
-def _floats(name: str, x: Array, dtype: Any) -> Array:
-    if x.ndim != 1:
-        raise ValueError(f"`{name}` must have shape (N,), got {x.shape}")
-    return np.ascontiguousarray(x, dtype)
-
-
-def _refuse(name: str, x: Array, valid: Any, rule: str) -> None:
-    """Raise for the first of `x` that is not valid."""
-    if not np.all(valid):
-        first = int(np.argmin(valid))
-        raise ValueError(f"`{name}` {rule}; got {x[first]} at index {first}")
 
 
 # ---- temperature, Platt, beta: sigmoid(columns @ parameters)
@@ -449,8 +432,8 @@ def _check(method: Method, parameters: Parameters) -> None:
             raise ValueError(f"`{method}.{name}` must be {_SHAPES[name in _COLUMNS]}, got shape {value.shape}")
         low, high = ranges[name]
         flat = value.ravel()
-        _refuse(f"{method}.{name}", flat, (flat >= low) & (flat <= high), f"must lie in [{low:g}, {high:g}]")
+        refuse(f"{method}.{name}", flat, (flat >= low) & (flat <= high), f"must lie in [{low:g}, {high:g}]")
     if method == "isotonic":
         for name, least in (("confidence", 5e-324), ("value", 0)):
             rises = np.diff(parameters[name], prepend=-1) >= least
-            _refuse(f"isotonic.{name}", parameters[name], rises, "must rise" if least else "must not fall")
+            refuse(f"isotonic.{name}", parameters[name], rises, "must rise" if least else "must not fall")
