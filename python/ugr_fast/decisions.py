@@ -259,8 +259,8 @@ def choose(outcomes: Outcomes, *, trained: bool = True, method: Method = "beta")
     drawn = {"confidence": outcomes.said("confidence"), "random": _noise(outcomes)}
     weight = {}
     for name, said in drawn.items():
-        reached = [ndcg(reranked(outcomes, said, each)).mean() for each in WEIGHTS]
-        weight[name] = WEIGHTS[int(np.argmax(reached))]
+        reached = np.array([ndcg(reranked(outcomes, said, each)).mean() for each in WEIGHTS])
+        weight[name] = WEIGHTS[int(np.argmax(reached > reached.max() - 1e-9))]  # sums in another order are no gain
     there, fits = outcomes.present, {}
     for level, entries in (("user", np.s_[:, :1]), ("candidate", np.s_[:])):
         shown = there[entries]
