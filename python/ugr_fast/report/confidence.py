@@ -42,8 +42,8 @@ def section(runs: list[EvaluatedRun]) -> list[Block]:
         heading("Confidence"),
         paragraph(
             "A confidence is calibrated when recommendations of confidence c are right in a share c of cases: dots on "
-            "the diagonal. Below it the model is over-confident, above it too modest. Recalibration is fitted on valid "
-            "rows and changes what is said, not the order."
+            "the diagonal. Below it the model is over-confident, above it too modest. Recalibration, fitted on valid "
+            "rows, mends the level; it cannot mend the order."
         ),
         heading("User level", 3),
         numbers(confidence_table(runs, "user"), "Confidence at user level", bold=True),
