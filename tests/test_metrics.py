@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ugr_fast.metrics import (
     CalibrationAccumulator,
     Ranks,
+    Samples,
     _harmonic,
     augrc,
     aurc,
@@ -888,3 +889,48 @@ def test_what_is_recommended_refuses():
     for lists in ([[3]], [[-2]]):
         with pytest.raises(ValueError, match=r"`ranked` must hold ids of the \(3,\) items"):
             mean_popularity(lists, [1, 2, 3], 1)
+
+
+# ---- the samples themselves
+
+
+@given(PARTS, BINS, st.sampled_from([np.float32, np.float64]))
+def test_held_samples_are_the_samples(parts, bins, dtype):
+    """C3, C4 for bins of equal mass and for ranks: in parts, merged from either end, or as arrays, the same bits."""
+    each = [Samples(dtype).update(c, y) for c, y, _ in parts_of(parts, dtype, False)]
+    (c, y, _), one, left, right = *parts_of([[s for part in parts for s in part]], dtype, False), *[Samples(dtype)] * 3
+    for part in each:
+        left = left.merge(part)
+    for part in reversed(each):
+        right = right.merge(part)
+    one = Samples(dtype).update(c, y)
+    for held in (one, left, right, Samples.from_arrays(left.to_arrays())):
+        same(held.calibration(bins), calibration(c, y, bins=bins, binning="mass"))
+        assert (len(held), held.nbytes) == (len(c), len(c) * c.itemsize)
+        for name in ("auroc", "average_precision", "aurc", "augrc"):
+            np.testing.assert_array_equal(getattr(held.ranks(), name)(), getattr(Ranks(c, y), name)())
+
+
+def test_samples_round_where_they_are_told_to_and_refuse_the_rest():
+    held = Samples().update([0.1, -0.0], [True, False])
+    assert held.ranks().risk_coverage()[2].tolist() == [np.float32(0.1), 0]
+    before = held.to_arrays()["samples"]
+    for confidence, correct, message in (
+        ([0.5, 1.5], [1, 0], r"`confidence` must lie in \[0, 1\]; got 1.5 at index 1"),
+        ([0.5, np.nan], [1, 0], "got nan at index 1"),
+        ([0.5], [1, 0], r"`correct` must have shape \(1,\)"),
+        ([[0.5]], [1], r"`confidence` must have shape \(N,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held.update(confidence, correct)
+    np.testing.assert_array_equal(held.to_arrays()["samples"], before)
+    with pytest.raises(ValueError, match="`other` must hold float32, got float64"):
+        held.merge(Samples(np.float64))
+    with pytest.raises(ValueError, match="`dtype` must be float32 or float64, got"):
+        Samples(np.int32)
+    with pytest.raises(ValueError, match=r"`samples` must be \(N,\) uint32 or uint64, got \(2,\) int64"):
+        Samples.from_arrays({"samples": before.astype(np.int64)})
+    with pytest.raises(ValueError, match=r"`samples` must lie in \[0, 1\]"):
+        Samples.from_arrays({"samples": np.array([2**32 - 1], np.uint32)})
+    held.reset()
+    assert len(held) == 0

@@ -122,6 +122,17 @@ def refuse(name: str, x: Array, valid: Any, rule: str) -> None:
         raise ValueError(f"`{name}` {rule}; got {x[first]} at index {first}")
 
 
+def unit(name: str, x: Array) -> Array:
+    """`x` itself, if all of it lies in [0, 1].
+
+    Raises:
+        ValueError: A value outside, or NaN, with its index.
+    """
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
+        refuse(name, x, (x >= 0) & (x <= 1), "must lie in [0, 1]")
+    return x
+
+
 def at_least(value: int, name: str, least: int) -> int:
     """`value`, if it is no smaller than `least`.
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ugr_fast import _core
-from ugr_fast.arrays import Array, at_least, column, confidences, outcomes, refuse, to_numpy, truth, weights
+from ugr_fast.arrays import Array, at_least, column, confidences, outcomes, refuse, to_numpy, truth, unit, weights
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Closed: TypeAlias = Literal["left", "right"]
@@ -519,6 +519,118 @@ def wilson(hits: Any, counts: Any, z: float = 1.959964) -> tuple[Floats, Floats]
     shrink = 1 + z * z / trials
     low, high = np.clip((centre - half) / shrink, 0, p), np.clip((centre + half) / shrink, p, 1)
     return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
+
+
+class Samples:
+    """Confidences and outcomes that come in parts, for bins of equal mass and for ranks: the same bits in any order.
+
+    Both need all of the confidences, so they are held, confidence and outcome in the bits of one integer: 4 bytes a
+    sample, or 8 in double precision.
+
+    Args:
+        dtype: float32, or float64 to hold confidences as they are; others are rounded to it.
+
+    Raises:
+        ValueError: Another `dtype`.
+
+    Example:
+        >>> first = Samples().update([0.9, 0.8], [True, False])
+        >>> both = first.merge(Samples().update([0.3], [False]))
+        >>> both.ranks().auroc(), both.calibration(bins=3).count.tolist(), both.nbytes
+        (1.0, [1, 1, 1], 12)
+    """
+
+    def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
+        self._floats = np.dtype(dtype)
+        if self._floats not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"`dtype` must be float32 or float64, got {dtype}")
+        self._parts: list[Array] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the samples take."""
+        return sum(part.nbytes for part in self._parts)
+
+    def update(self, confidence: Any, correct: Any) -> Samples:
+        """Add samples; when they are refused, nothing has changed.
+
+        Args:
+            confidence: (N,) in [0, 1].
+            correct: (N,) bool, or 0 and 1.
+
+        Returns:
+            The samples themselves.
+
+        Raises:
+            ValueError: A value out of its range or NaN (with its index), lengths that differ.
+        """
+        c = unit("confidence", column("confidence", to_numpy(confidence), self._floats))
+        y = truth("correct", correct, c.shape)
+        bits = (c + 0).view(f"u{c.itemsize}")  # + 0: of two zeros, the one without a sign; the sign bit is free
+        self._parts.append(bits << 1 | y)
+        return self
+
+    def merge(self, other: Samples) -> Samples:
+        """Return the samples of both; neither changes.
+
+        Raises:
+            ValueError: Another dtype.
+        """
+        if other._floats != self._floats:
+            raise ValueError(f"`other` must hold {self._floats}, got {other._floats}")
+        merged = Samples(self._floats)
+        merged._parts = [*self._parts, *other._parts]
+        return merged
+
+    def calibration(self, bins: int = 15) -> Calibration:
+        """Return :func:`calibration` in bins of equal mass."""
+        return calibration(*self._columns(), bins=bins, binning="mass")
+
+    def ranks(self) -> Ranks:
+        """Return their :class:`Ranks`."""
+        return Ranks(*self._columns())
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._parts = []
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Return the state as plain arrays, to save or to send to another process.
+
+        Returns:
+            "samples", (N,) uint32 or uint64: the bits of each confidence, and in the lowest one the outcome.
+        """
+        return {"samples": self._packed()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Samples:
+        """Return the samples that :meth:`to_arrays` took apart.
+
+        Raises:
+            ValueError: Another shape or type, or a confidence outside [0, 1].
+
+        Example:
+            >>> arrays = Samples().update([0.9, 0.8], [True, False]).to_arrays()
+            >>> len(Samples.from_arrays(arrays))
+            2
+        """
+        packed = to_numpy(arrays["samples"])
+        if packed.ndim != 1 or packed.dtype not in (np.uint32, np.uint64):
+            raise ValueError(f"`samples` must be (N,) uint32 or uint64, got {packed.shape} {packed.dtype}")
+        found = cls(f"f{packed.itemsize}")
+        found._parts = [packed]
+        unit("samples", found._columns()[0])
+        return found
+
+    def _packed(self) -> Array:
+        return np.concatenate([np.empty(0, f"u{self._floats.itemsize}"), *self._parts])
+
+    def _columns(self) -> tuple[Array, Array]:
+        packed = self._packed()
+        return (packed >> 1).view(self._floats), (packed & 1).astype(np.bool_)
 
 
 class Ranks:

@@ -20,6 +20,7 @@ from ugr_fast.arrays import (
     outcomes,
     refuse,
     to_numpy,
+    unit,
     weights,
 )
 
@@ -139,7 +140,7 @@ class Recalibrator:
         """
         parameters = self._fitted()
         array = to_numpy(confidence)
-        flat = _unit("confidence", confidences(array.ravel()))
+        flat = unit("confidence", confidences(array.ravel()))
         result = _METHODS[self.method].apply(flat, parameters).reshape(array.shape)
         return like(confidence, result, dtype=getattr(confidence, "dtype", None) if array.dtype.kind == "f" else None)
 
@@ -209,7 +210,7 @@ class _Samples(NamedTuple):
 
 
 def _samples(confidence: Any, correct: Any, weight: Any) -> _Samples:
-    c, y = _unit("confidence", confidences(confidence)), _unit("correct", outcomes(correct))
+    c, y = unit("confidence", confidences(confidence)), unit("correct", outcomes(correct))
     check_length("correct", y, len(c))
     w = None if weight is None else weights(weight, len(c))
     if w is not None:
@@ -217,12 +218,6 @@ def _samples(confidence: Any, correct: Any, weight: Any) -> _Samples:
     if not len(c):
         raise ValueError("`confidence` must hold at least one sample that counts, got none")
     return _Samples(c, y, w)
-
-
-def _unit(name: str, x: Array) -> Array:
-    if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        refuse(name, x, (x >= 0) & (x <= 1), "must lie in [0, 1]")
-    return x
 
 
 # ---- temperature, Platt, beta: sigmoid(columns @ parameters)
