@@ -227,9 +227,8 @@ def test_what_an_evaluation_says(pipeline):
             assert part["before"]["ece_low"] <= part["before"]["ece_high"]
             for stage in ("before", "after"):
                 assert sum(part["reliability"][stage]["count"]) == n
-    assert [(p["k"], p["max_risk"]) for p in found["promises"]] == [
-        (k, r) for k in (1, 10) for r in np.arange(1, 10) / 10
-    ]
+    risks = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
+    assert [(p["k"], p["max_risk"]) for p in found["promises"]] == [(k, risk) for k in (1, 10) for risk in risks]
     assert 0 < found["reach"]["coverage@10"] <= 1
     assert found["baselines"]["popularity"]["popularity@10"] >= found["reach"]["popularity@10"]
 

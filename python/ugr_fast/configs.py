@@ -281,7 +281,7 @@ class EvalConfig:
     """Optional .npy file of item embeddings (num_items, dim): adds the baseline cosine + Markov, a strong one."""
     recalibration: Method = "beta"
     """What turns a stated confidence into a probability, fitted on half of the valid rows, for `recommend` too."""
-    risks: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    risks: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
     """Largest shares of errors to try to promise to those answered; an error is a list without the next item."""
     risk_delta: float = 0.1
     """Probability that such a promise may fail."""

@@ -181,5 +181,5 @@ def _time_picture(timed: dict[str, dict[str, float]]) -> Picture:
     axes.grid(visible=False)
     legend(figure, axes)
     rest = ", and what else the log counts" if "other" in _parts(timed) else "; validation is not in the log"
-    caption = f"From the darkest: candidates by the current policy, their rewards, the gradient step{rest}."
+    caption = f"From the left: candidates by the current policy, their rewards, the gradient step{rest}."
     return draw("rl time of an update", title, caption, figure)
