@@ -333,3 +333,16 @@ def test_every_recalibration_can_be_chosen(pipeline, tmp_path, method):
     known = Recommender.load(run).confidence.choices
     assert (known.signal, known.user["likelihood"].method) == ("likelihood", method)  # untrained confidence tokens
     assert json.loads((run / "eval-test.json").read_text())["recalibration"] == method
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_single_row_can_neither_choose_nor_measure(pipeline, tmp_path, split):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    shutil.copytree(pipeline.data, tmp_path / "data")
+    path = tmp_path / "data" / f"{split}.parquet"
+    parquet.write_table(parquet.read_table(path).slice(0, 1), path)
+    before = snapshot(pipeline.rl)
+    done = call("eval", "--run", pipeline.rl, "--data", tmp_path / "data", "--num-beams", 10)
+    assert done.code == 2
+    assert f"`data` must have 2 {split} rows or more, to choose and to measure; prepare it anew" in done.err
+    assert snapshot(pipeline.rl) == before

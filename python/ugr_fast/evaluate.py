@@ -95,32 +95,16 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     check(config)
     set_threads(config.threads)
-    device = choose_device(config.device)
-    run = Run.open(config.run)
     dataset = data.load(config.data)
-    run.check_items(dataset.ids)
+    job = _open(config, dataset)
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
-    step = int(run.model_folder(config.checkpoint).parent.name[5:])
-    job = Job(config, run, run.load_catalogue(), device, Team.join(device), step)
     rows = job.rows(dataset, config.split)
-    if min(len(rows), len(dataset.valid)) < 2:
-        raise ValueError(
-            f"`data` must have 2 rows in valid and in {config.split}, or more; prepare it with larger shares"
-        )
     ranking = job.rank(rows, config.split)
     outcomes = outcomes_of(ranking, job.catalogue, rows.item)
     known = _confidence(job, dataset, outcomes)
     found = {
-        "split": config.split,
+        **_how(job, known),
         "num_rows": len(rows),
-        "num_beams": config.num_beams,
-        "normalize": config.normalize,
-        "precision": config.precision,
-        "checkpoint": config.checkpoint,
-        "step": step,
-        "trained": _trained(run, step),
-        "signal": known.choices.signal,
-        "recalibration": config.recalibration,
         "ranking": ranking_metrics(ranking, job.catalogue, rows.item),
         "intervals": intervals(ranking, job.catalogue, rows.item),
         "reach": reach(ranking.items, dataset),
@@ -138,6 +122,28 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         f"HR@1 {ranked['hr@1']:.4f} HR@10 {ranked['hr@10']:.4f} NDCG@10 {ranked['ndcg@10']:.4f} (item level)"
     )
     return found
+
+
+def _open(config: EvalConfig, dataset: data.Dataset) -> Job:
+    """Open the run, which must know the items of the data."""
+    device, run = choose_device(config.device), Run.open(config.run)
+    run.check_items(dataset.ids)
+    for split in ("valid", config.split):
+        if len(getattr(dataset, split)) < 2:
+            raise ValueError(f"`data` must have 2 {split} rows or more, to choose and to measure; prepare it anew")
+    step = int(run.model_folder(config.checkpoint).parent.name[5:])
+    return Job(config, run, run.load_catalogue(), device, Team.join(device), step)
+
+
+def _how(job: Job, known: Confidence) -> dict[str, Any]:
+    """How it was evaluated, and what was chosen for it."""
+    names = ("split", "num_beams", "normalize", "precision", "checkpoint", "recalibration")
+    return {
+        **{name: getattr(job.config, name) for name in names},
+        "step": job.step,
+        "trained": _trained(job.run, job.step),
+        "signal": known.choices.signal,
+    }
 
 
 def _write(job: Job, known: Confidence, outcomes: Outcomes, rows: data.Rows, found: dict[str, Any]) -> None:
