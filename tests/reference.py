@@ -119,6 +119,38 @@ def ndcg(hits):
     return [0.0 if hit or not any(hits) else -d / sum(discounts) for hit, d in zip(hits, discounts, strict=True)]
 
 
+def rule_of_strings(completions, targets):
+    """MiniOneRec's reward `rule`: blanks, line ends and quotes at both ends do not count."""
+    return [
+        float(text.strip('\n" ') == target.strip('\n" ')) for text, target in zip(completions, targets, strict=True)
+    ]
+
+
+def ndcg_of_strings(completions, targets, size):
+    """MiniOneRec's reward `ranking_only`: here blanks do count, and a last group of fewer than `size` gets nothing."""
+    discounts = [1 / math.log2(i + 2) for i in range(size)]
+    rewards = []
+    for first in range(0, len(completions) - size + 1, size):
+        hits = [completions[i].strip('\n"') == targets[i].strip('\n"') for i in range(first, first + size)]
+        rewards += [
+            0.0 if hit or not any(hits) else -d / sum(discounts) for hit, d in zip(hits, discounts, strict=True)
+        ]
+    return rewards
+
+
+def uncertainty_of_strings(completions, targets, scores, size):
+    """The reward of UGR's released code; scores are whatever beam search returned."""
+    rewards = []
+    for first in range(0, len(completions), size):
+        group = range(first, first + size)
+        misses = [scores[i] for i in group if completions[i] != targets[i]]
+        top = max(misses, default=0.0)
+        shares = [math.exp(scores[i] - top) / sum(math.exp(s - top) for s in misses) if misses else 0.0 for i in group]
+        hits = [completions[i] == targets[i] for i in group]
+        rewards += [0.0 if not any(hits) else 1.0 if hit else -p for hit, p in zip(hits, shares, strict=True)]
+    return rewards
+
+
 def weighted_sum(rewards, weights, missing):
     """One candidate; NaN is missing."""
     there = [(Fraction(r), Fraction(w)) for r, w in zip(rewards, weights, strict=True) if r == r and w]

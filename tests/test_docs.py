@@ -77,7 +77,9 @@ def test_sections_are_well_formed_and_name_real_arguments(module):
             assert explained == [a for a in real if a not in ("self", "cls")], f"{module}.{name}"
 
 
-EXPLAINED = "trie beam packing advantages rewards metrics recalibration abstention data sids decode losses team lora"
+EXPLAINED = (
+    "trie beam packing advantages rewards metrics recalibration abstention data sids decode losses team lora migrate"
+)
 
 
 @pytest.mark.parametrize("module", EXPLAINED.split())

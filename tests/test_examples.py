@@ -39,3 +39,13 @@ def test_recommend_answers_and_abstains(pipeline):
     unknown = run("recommend.py", pipeline.rl, "No such film")
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("recommend: `history` names 'No such film'")
+
+
+def test_minionerec_migrate_trains_with_their_rewards():
+    pytest.importorskip("pyarrow")
+    done = run("minionerec_migrate.py")
+    assert done.returncode == 0, done.stderr
+    assert "'items': 40" in done.stdout
+    found = dict(re.findall(r"^(\w+): ndcg@10 (\S+)$", done.stdout, re.M))
+    assert found.keys() == {"ranking", "uncertainty_weighted"}
+    assert all(float(ndcg) > 0.4 for ndcg in found.values())

@@ -17,6 +17,7 @@ import tyro
 from ugr_fast.configs import (
     DemoConfig,
     EvalConfig,
+    MigrateConfig,
     PrepareConfig,
     RecommendConfig,
     ReportConfig,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Generative recommendation that knows how sure it is.
 
-The usual order: prepare -> sids -> sft -> rl -> eval -> report, then recommend; `demo` does it all on MovieLens-100K.
+The usual order: prepare -> sids -> sft -> rl -> eval -> report, then recommend; `demo` does it all on MovieLens-100K,
+and `migrate` stands for the first two where MiniOneRec or UGR has done them.
 Each command has its own --help."""
 
 
@@ -44,6 +46,13 @@ def prepare(config: PrepareConfig) -> None:
     from ugr_fast import data
 
     _print_counts(data.prepare(config))
+
+
+def migrate(config: MigrateConfig) -> None:
+    """Take over data and semantic IDs from MiniOneRec or UGR."""
+    from ugr_fast import migrate
+
+    _print_counts(migrate.migrate(config))
 
 
 def sids(config: SidsConfig) -> None:
@@ -117,6 +126,7 @@ def demo(config: DemoConfig) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "demo": (DemoConfig, demo),
     "prepare": (PrepareConfig, prepare),
+    "migrate": (MigrateConfig, migrate),
     "sids": (SidsConfig, sids),
     "sft": (SftConfig, sft),
     "rl": (RlConfig, rl),

@@ -49,6 +49,19 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
+class MigrateConfig:
+    """Turn a folder of MiniOneRec, or of UGR's released code, into a data folder and semantic IDs."""
+
+    folder: Path
+    """Folder that holds, at any depth, NAME.index.json, NAME.item.json, and for train, valid and test each
+    NAME.train.inter or train/NAME*.csv."""
+    out: Path
+    """Folder to write: data and sids, for `ugr-fast sft --data OUT/data --sids OUT/sids`."""
+    name: str = ""
+    """NAME, such as Office_Products; by default that of the only index.json there is."""
+
+
+@dataclass(frozen=True)
 class SidsConfig:
     """Give every item a semantic ID (a short tuple of codes)."""
 

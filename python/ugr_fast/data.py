@@ -477,7 +477,8 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
         )
     catalogue, untitled = _read_items(config, [item_ids[old] for old in kept.tolist()])
     counts |= _counts(events, splits, counts) | {"items_without_title": untitled}
-    _write(config, counts, catalogue, splits)
+    with new_folder(config.out) as folder:
+        write(folder, catalogue, splits, config, counts)
     return counts
 
 
@@ -495,17 +496,26 @@ def _counts(events: _Events, splits: dict[str, Rows], read: dict[str, int]) -> d
     }
 
 
-def _write(config: PrepareConfig, counts: dict[str, int], catalogue: Any, splits: dict[str, Rows]) -> None:
+def write(folder: Path, catalogue: Any, splits: dict[str, Rows], config: Any, counts: dict[str, int]) -> None:
+    """Write the files of a data folder.
+
+    Args:
+        folder: where to; it exists and is empty.
+        catalogue: a table as `catalogue_table` makes it.
+        splits: the rows of train, valid and test; times are left out where they are not known.
+        config: settings of the command that writes, for meta.json.
+        counts: what was read and what is left, for meta.json.
+    """
     pa = pyarrow()
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()}
+    pa.parquet.write_table(catalogue, folder / "items.parquet", compression="zstd")
+    for name, rows in splits.items():
+        history = pa.LargeListArray.from_arrays(rows.offsets, rows.items)
+        columns = {"user": rows.user, "history": history, "item": rows.item, "ts": rows.time}
+        known = {column: values for column, values in columns.items() if values is not None}
+        pa.parquet.write_table(pa.table(known), folder / f"{name}.parquet", compression="zstd")
     meta = {"format": "ugr-fast.data", "version": 1, "settings": settings, "counts": counts}
-    with new_folder(config.out) as folder:
-        pa.parquet.write_table(catalogue, folder / "items.parquet", compression="zstd")
-        for name, rows in splits.items():
-            history = pa.LargeListArray.from_arrays(rows.offsets, rows.items)
-            columns = {"user": rows.user, "history": history, "item": rows.item, "ts": rows.time}
-            pa.parquet.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd")
-        write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", meta)
 
 
 def _filter(events: _Events, dedupe: str, core: int) -> _Events:
@@ -562,7 +572,7 @@ def _split(rows: Rows, events: _Events, split: str) -> dict[str, Rows]:
 
 def _read_events(config: PrepareConfig) -> tuple[_Events, list[str], dict[str, int]]:
     """Events, sorted; the original id of each item number; counts of what the file holds."""
-    table = _read_table(config.events, (config.user, config.item, config.time))
+    table = read_table(config.events, (config.user, config.item, config.time))
     users, _ = _numbers(table, config.user, config.events)
     items, ids = _numbers(table, config.item, config.events)
     times = _parse_times(table.column(config.time), config.time, config.events)
@@ -609,7 +619,7 @@ def _cast(column: Any, kind: Any) -> NDArray[Any] | None:
     return array if np.isfinite(array).all() else None  # a null is NaN by now
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> Any:
+def read_table(path: Path, columns: tuple[str, ...]) -> Any:
     """The named columns of a CSV, TSV, RecBole or parquet file, every value as it is written."""
     pa = pyarrow()
     if not path.is_file():
@@ -635,7 +645,9 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> Any:
         table = pa.csv.read_csv(
             path,
             read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, quote_char=False if recbole else '"'),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=delimiter, quote_char=False if recbole else '"', newlines_in_values=not recbole
+            ),
             convert_options=pa.csv.ConvertOptions(
                 include_columns=list(dict.fromkeys(columns)), column_types=dict.fromkeys(names, pa.string())
             ),
@@ -651,11 +663,15 @@ def _read_items(config: PrepareConfig, ids: list[str]) -> tuple[Any, int]:
     """The catalogue as a table, and how many items fell back to their id for a title."""
     found = {} if config.items is None else _read_texts(config, config.items)
     titles = [found[item][0] if item in found else "" for item in ids]
-    titled = [title or item for title, item in zip(titles, ids, strict=True)]
     rest = [found[item][1] if item in found else "" for item in ids]
+    return catalogue_table(ids, titles, rest), titles.count("")
+
+
+def catalogue_table(ids: list[str], titles: list[str], rest: list[str]) -> Any:
+    """Table of items.parquet: an item without a title goes by its id; its text is the title and the `rest`."""
+    titled = [title or item for title, item in zip(titles, ids, strict=True)]
     texts = [". ".join(filter(None, parts)) for parts in zip(titled, rest, strict=True)]
-    table = pyarrow().table({"item": np.arange(len(ids)), "title": titled, "text": texts, "id": ids})
-    return table, titles.count("")
+    return pyarrow().table({"item": np.arange(len(ids)), "title": titled, "text": texts, "id": ids})
 
 
 def _read_texts(config: PrepareConfig, path: Path) -> dict[str, tuple[str, str]]:
@@ -664,7 +680,7 @@ def _read_texts(config: PrepareConfig, path: Path) -> dict[str, tuple[str, str]]
     fields = [field for _, field in template if field]
     columns = tuple(dict.fromkeys([config.items_key, *fields, *config.items_text]))
     found: dict[str, tuple[str, str]] = {}
-    for row, values in enumerate(_read_table(path, columns).to_pylist()):
+    for row, values in enumerate(read_table(path, columns).to_pylist()):
         key = values[config.items_key]
         if key in found:
             raise ValueError(

@@ -58,9 +58,7 @@ def build(config: SidsConfig) -> dict[str, Any]:
         quantise, method = {"rkmeans": residual_kmeans, "rqvae": rqvae}[config.method], config.method
         codes = quantise(embeddings, config.levels, config.codes, config.seed)
     vectors = [] if embeddings is None else code_vectors(embeddings, codes)
-    meta = {
-        "format": "ugr-fast.sids",
-        "version": 1,
+    found = {
         "source": config.source,
         "method": method,
         "seed": config.seed,
@@ -69,14 +67,8 @@ def build(config: SidsConfig) -> dict[str, Any]:
     }
     if config.collisions == "extra" and collisions(codes)["items"]:
         codes = resolve_collisions(codes)
-    meta |= {
-        "num_items": len(codes),
-        "levels": codes.shape[1],
-        "codes_used": [len(np.unique(level[level >= 0])) for level in codes.T],
-        "unique": not collisions(codes)["items"],
-        "code_vectors": bool(vectors),
-    }
-    _write(config.out, codes, vectors, meta)
+    with new_folder(config.out) as folder:
+        meta = write(folder, codes, vectors, found)
     first = len(np.unique(codes[:, 0]))
     if config.source != "file" and first > len(codes) // 2:
         say(
@@ -86,14 +78,33 @@ def build(config: SidsConfig) -> dict[str, Any]:
     return meta
 
 
-def _write(out: Path, codes: Codes, vectors: list[Embeddings], meta: dict[str, Any]) -> None:
+def write(folder: Path, codes: Codes, vectors: list[Embeddings], found: dict[str, Any]) -> dict[str, Any]:
+    """Write the files of a folder of semantic IDs.
+
+    Args:
+        folder: where to; it exists and is empty.
+        codes: (num_items, levels) codes >= 0, −1 after the last level of a shorter semantic ID.
+        vectors: (codes of the level, dim) for each level, or [].
+        found: where the codes come from, for meta.json.
+
+    Returns:
+        What meta.json records: `found` and what can be told from the codes.
+    """
     pa = data.pyarrow()
     columns = {"item": np.arange(len(codes))} | {f"code_{i}": level.copy() for i, level in enumerate(codes.T)}
-    with new_folder(out) as folder:
-        pa.parquet.write_table(pa.table(columns), folder / "sids.parquet", compression="zstd")
-        if vectors:
-            save_file({f"level_{i}": level for i, level in enumerate(vectors)}, folder / VECTORS)
-        write_json(folder / "meta.json", meta)
+    pa.parquet.write_table(pa.table(columns), folder / "sids.parquet", compression="zstd")
+    if vectors:
+        save_file({f"level_{i}": level for i, level in enumerate(vectors)}, folder / VECTORS)
+    meta = {"format": "ugr-fast.sids", "version": 1} | found
+    meta |= {
+        "num_items": len(codes),
+        "levels": codes.shape[1],
+        "codes_used": [len(np.unique(level[level >= 0])) for level in codes.T],
+        "unique": not collisions(codes)["items"],
+        "code_vectors": bool(vectors),
+    }
+    write_json(folder / "meta.json", meta)
+    return meta
 
 
 def load_codes(folder: str | os.PathLike[str]) -> Codes:
