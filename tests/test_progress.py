@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -196,8 +197,9 @@ def test_no_drawing_where_it_cannot_be_or_by_other_processes(monkeypatch, settin
 
 
 OWNING = """
-import fcntl, termios
+import fcntl, signal, termios
 from ugr_fast.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell started in its background
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 main()
 """
@@ -219,12 +221,12 @@ def run_on_terminal(args, width, interrupt=None):
     os.close(theirs)
     written = b""
     with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
-        while piece := os.read(ours, 65536):
+        while select.select([ours], [], [], 120)[0] and (piece := os.read(ours, 65536)):
             written += piece
             if interrupt and interrupt in written:
                 os.write(ours, b"\x03")
                 interrupt = None
-    os.close(ours)
+    os.close(ours)  # which ends a process that went silent
     return process.wait(60), written.decode()
 
 
