@@ -197,9 +197,8 @@ def test_no_drawing_where_it_cannot_be_or_by_other_processes(monkeypatch, settin
 
 
 OWNING = """
-import fcntl, signal, termios
+import fcntl, termios
 from ugr_fast.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell started in its background
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 main()
 """
