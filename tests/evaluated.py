@@ -14,6 +14,7 @@ from ugr_fast.files import finite
 TITLES = [f"Film {number} (19{number % 100:02d})" for number in range(60)]
 TITLES[3] = "<script>alert('x')</script> & co | *stars* [link](javascript:0) $5"
 NUM_BEAMS = 20
+HOW = {"step": 50}
 SETTINGS = {
     "sft": {"data": "data", "epochs": 6, "model": None},
     "rl": {"data": "data", "reward": "uncertainty_weighted", "difficulty": "rank", "confidence": "brier", "lr": 1e-4},
@@ -34,7 +35,7 @@ def make_run(folder: Path, command="sft", seed=0, skill=0.9, num_rows=400, num_u
         (folder / name).write_text(json.dumps(value))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log_lines(command)))
     (folder / "eval-test.json").write_text(evaluation(seed, skill, num_rows, trained, num_users))
-    decisions.write_outcomes(folder / "outcomes-test.safetensors", outcomes(seed, skill, num_rows), {"step": 50})
+    decisions.write_outcomes(folder / "outcomes-test.safetensors", outcomes(seed, skill, num_rows), HOW)
     return folder
 
 
@@ -63,7 +64,8 @@ def evaluation(seed, skill, num_rows, trained, num_users):
     ranking |= {f"sid_{name}": value + 0.001 for name, value in ranking.items()}
     simple = dict.fromkeys(ranking, 0.0123) | {"coverage@10": 0.01, "popularity@10": 250.0}
     found = {
-        "split": "test", "num_rows": len(told), "num_beams": NUM_BEAMS, "normalize": "full", "precision": "float32",
+        "how": HOW, "split": "test", "num_rows": len(told), "num_users": len(told),
+        "num_beams": NUM_BEAMS, "normalize": "full", "precision": "float32",
         "checkpoint": "best", "step": 50, "trained": trained, "recalibration": "beta",
         "signal": "confidence" if trained else "likelihood", "ranking": ranking,
         "intervals": {name: [value - 0.01, value + 0.01] for name, value in ranking.items()},

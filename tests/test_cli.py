@@ -37,7 +37,7 @@ def test_every_step_writes_what_it_says(pipeline):
         "sids": "sids.parquet vectors.safetensors meta.json",
         "sft": "config.json vocabulary.json codes.safetensors items.json metrics.jsonl best.json SHA256SUMS "
         "checkpoints tensorboard eval-valid.json eval-test.json confidence.json "
-        "outcomes-valid.safetensors outcomes-test.safetensors",
+        "confidence.safetensors outcomes-valid.safetensors outcomes-test.safetensors",
     }
     files["rl"] = files["sft"]
     for folder, names in files.items():

@@ -28,7 +28,7 @@ HOW = {"step": 0, "num_beams": 8, "normalize": "full", "precision": "float32", "
 def evaluated(valid, num_beams=8):
     """A recommender that knows what valid rows say."""
     known = recommender()
-    choosing, _ = decisions.halves(len(valid))
+    choosing, _ = decisions.halves(valid.users)
     known.confidence = Confidence({**HOW, "num_beams": num_beams}, decisions.choose(valid.take(choosing)), valid)
     return known
 
@@ -79,7 +79,7 @@ def test_a_promise_made_with_its_own_choices_is_kept():
     broken, answered = 0, 0
     for seed in range(100):
         valid = world(n=1500, seed=seed)
-        choosing, _ = decisions.halves(len(valid))
+        choosing, _ = decisions.halves(valid.users)
         known = Confidence(HOW, decisions.choose(valid.take(choosing)), valid)
         rule = known.promise(0.7, k=1, delta=0.1)
         realised = rule.realised(known.certainty(many), many.rank == 0)
@@ -91,7 +91,7 @@ def test_a_promise_made_with_its_own_choices_is_kept():
 
 def test_rows_that_test_have_no_part_in_the_choices():
     valid = world(n=300, confidence="knows")
-    choosing, testing = decisions.halves(300)
+    choosing, testing = decisions.halves(valid.users)
     other = Outcomes(valid.scores, valid.confidence, np.where(np.isin(np.arange(300), testing), -1, valid.rank))
     one, two = (decisions.choose(rows.take(choosing)).to_json() for rows in (valid, other))
     assert one == two
@@ -193,13 +193,14 @@ def test_evaluations_of_both_splits_keep_one_confidence(pipeline, tmp_path):
     """Valid rows choose, whichever split is evaluated; and the ranking of valid rows is not made twice."""
     run = tmp_path / "rl"
     shutil.copytree(pipeline.rl, run)
-    kept = (run / "confidence.json").read_bytes(), (run / "outcomes-valid.safetensors").read_bytes()
-    for name in ("confidence.json", "outcomes-valid.safetensors", "outcomes-test.safetensors", "eval-test.json"):
+    kept = (run / "confidence.json").read_bytes(), (run / "confidence.safetensors").read_bytes()
+    names = "confidence.json confidence.safetensors outcomes-valid.safetensors outcomes-test.safetensors eval-test.json"
+    for name in names.split():
         (run / name).unlink()
     arguments = ["eval", "--run", run, "--data", pipeline.data, "--num-beams", 10, "--threads", 1]
     done = call(*arguments)
     assert done.code == 0, done.err
-    assert ((run / "confidence.json").read_bytes(), (run / "outcomes-valid.safetensors").read_bytes()) == kept
+    assert ((run / "confidence.json").read_bytes(), (run / "confidence.safetensors").read_bytes()) == kept
     assert (run / "eval-test.json").read_bytes() == (pipeline.rl / "eval-test.json").read_bytes()
     known = Confidence.load(Run.open(run))
     assert len(known.valid) == json.loads((run / "eval-valid.json").read_text())["num_rows"]
@@ -279,7 +280,7 @@ def test_an_evaluation_of_another_checkpoint_does_not_count(pipeline, tmp_path):
     (run / "best.json").write_text(json.dumps({**best, "step": 99}))
     done = call("recommend", "--run", run, "--history", HISTORY)
     assert done.code == 0
-    assert "confidence.json is not of step 99, the best one; `ugr-fast eval --run" in done.err
+    assert "confidence.json is not of step 99, the best one, as it is; `ugr-fast eval --run" in done.err
 
 
 @pytest.mark.parametrize(
@@ -288,9 +289,9 @@ def test_an_evaluation_of_another_checkpoint_does_not_count(pipeline, tmp_path):
         ("confidence.json", lambda data: data[:40]),
         ("confidence.json", lambda data: b"{}"),
         ("confidence.json", lambda data: data.replace(b'"top"', b'"tip"').replace(b'"mean"', b'"tip"')),
-        ("outcomes-valid.safetensors", lambda data: data[:100]),
-        ("outcomes-valid.safetensors", lambda data: b""),
-        ("outcomes-valid.safetensors", None),
+        ("confidence.safetensors", lambda data: data[:100]),
+        ("confidence.safetensors", lambda data: b""),
+        ("confidence.safetensors", None),
     ],
 )
 def test_altered_files_are_refused(pipeline, tmp_path, name, damage):
@@ -336,7 +337,7 @@ def test_every_recalibration_can_be_chosen(pipeline, tmp_path, method):
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_a_single_row_can_neither_choose_nor_measure(pipeline, tmp_path, split):
+def test_a_single_user_can_neither_choose_nor_measure(pipeline, tmp_path, split):
     parquet = pytest.importorskip("pyarrow.parquet")
     shutil.copytree(pipeline.data, tmp_path / "data")
     path = tmp_path / "data" / f"{split}.parquet"
@@ -344,5 +345,5 @@ def test_a_single_row_can_neither_choose_nor_measure(pipeline, tmp_path, split):
     before = snapshot(pipeline.rl)
     done = call("eval", "--run", pipeline.rl, "--data", tmp_path / "data", "--num-beams", 10)
     assert done.code == 2
-    assert f"`data` must have 2 {split} rows or more, to choose and to measure; prepare it anew" in done.err
+    assert f"`data` must have 2 {split} users or more, to choose and to measure; prepare it anew" in done.err
     assert snapshot(pipeline.rl) == before

@@ -3,11 +3,11 @@
 ::
 
     RUN/
-      confidence.json             how valid was ranked, and the choices of one half of its rows
-      outcomes-valid.safetensors  what was said of each entry and which came true, of all of its rows
-      outcomes-test.safetensors   the same of the rows that nothing was chosen on
+      confidence.json          how valid was ranked by the best checkpoint, and the choices of one half of its users
+      confidence.safetensors   what was said of each entry and which came true, of all valid rows
 
-Any risk can be promised from these files, at any k: the rows that chose nothing test its thresholds.
+Any risk can be promised from these two, at any k: the users that chose nothing test its thresholds. They are apart from
+outcomes-SPLIT.safetensors, which belongs to eval-SPLIT.json: that may be of another checkpoint or beam width.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ugr_fast.abstention import RiskThreshold, risk_threshold
-from ugr_fast.decisions import Choices, How, Outcomes, certainty, halves, hit, read_outcomes, write_outcomes
+from ugr_fast.configs import EvalConfig, check
+from ugr_fast.decisions import Choices, How, Outcomes, certainty, halves, hit, once, read_outcomes, write_outcomes
 from ugr_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
     from ugr_fast.run import Run
+
+OUTCOMES = "confidence.safetensors"
+SEARCH = ("num_beams", "normalize", "precision")
+"""What an evaluation and `recommend` must have in common."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Confidence:
     def promise(self, max_risk: float, k: int, delta: float = 0.1) -> RiskThreshold:
         """Return the threshold on `certainty` that keeps 1 - hit@k at or below `max_risk` among those answered.
 
-        With probability at least 1 - delta over the valid rows, and for users like those: see
-        `abstention.risk_threshold`.
+        With probability at least 1 - delta over the valid users, and for users like those: see
+        `abstention.risk_threshold`. It needs independent rows, so each user that tests lends one.
 
         Raises:
             ValueError: `max_risk` or `delta` outside (0, 1), a `k` that the lists do not have.
@@ -62,12 +67,13 @@ class Confidence:
         width = self.valid.scores.shape[1]
         if not 1 <= k <= width:
             raise ValueError(f"`risk_at` must lie in 1..{width}, the length of the lists evaluated, got {k}")
-        tested = self.valid.take(halves(len(self.valid))[1])
+        tested = self.valid.take(halves(self.valid.users)[1])
+        tested = tested.take(once(tested.users))
         return risk_threshold(self.certainty(tested), hit(tested.rank, k) > 0, max_risk, delta)
 
     def save(self, run: Run) -> None:
         """Write what `load` reads."""
-        write_outcomes(run.folder / "outcomes-valid.safetensors", self.valid, self.how)
+        write_outcomes(run.folder / OUTCOMES, self.valid, self.how)
         write_json(run.folder / "confidence.json", {"how": self.how, "choices": self.choices.to_json()})
 
     @classmethod
@@ -83,10 +89,13 @@ class Confidence:
         found = read_json(path, command)
         try:
             how, choices = found["how"], Choices.from_json(found["choices"])
-            saved, valid = read_outcomes(run.folder / "outcomes-valid.safetensors")
-            step = int(run.model_folder().parent.name[5:])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+            saved, valid = read_outcomes(run.folder / OUTCOMES)
+            checkpoint = run.checkpoint_of()
+            fits = saved == how and how.items() >= checkpoint.items()
+            check(EvalConfig(run.folder, run.folder, **{name: how[name] for name in SEARCH}))
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ValueError(f"{path} is altered ({error}); make it again with `{command}`") from error
-        if saved != how or how["step"] != step:
-            raise FileNotFoundError(f"{path} is not of step {step}, the best one; `{command}` makes it anew")
+        if not fits:
+            step = checkpoint["step"]
+            raise FileNotFoundError(f"{path} is not of step {step}, the best one, as it is; `{command}` makes it anew")
         return cls(how, choices, valid)

@@ -10,9 +10,12 @@ A *source* is what says how sure the model is: its confidence, or the control th
 likelihood exp(score). Each decision has a second control that knows nothing: random. All of it is at item level: right
 is the next item itself, not another with its semantic ID.
 
-Rejecting and cutting are one computation. Users, or entries of lists, stand in the order of their signal; what is kept
+Rejecting and cutting are one computation. Lists, or entries of lists, stand in the order of their signal; what is kept
 of equal ones counts as its mean over all orders; and a constant signal is the random control. Intervals are percentiles
 over resampled users, and the same users are drawn for every source, so that differences are paired.
+
+A temporal split has several rows of one user, and they are alike. So users are dealt to the halves, and drawn for the
+intervals, with all of their rows; and where rows must be independent, in a promise, each user lends one (`once`).
 
 Source: UGR (arXiv 2602.11719) §4.5.
 """
@@ -38,8 +41,10 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Source: TypeAlias = Literal["confidence", "likelihood"]
 Band: TypeAlias = dict[str, list[float]]
 Statistic: TypeAlias = Callable[[Floats], Floats]
+Ints: TypeAlias = npt.NDArray[np.int64]
 How: TypeAlias = dict[str, Any]
-"""Of a ranking: "step" of the checkpoint, "num_beams", "normalize", "precision", and "rows", a digest of them."""
+"""Of a ranking: "step" and "model", a digest, of the checkpoint, "num_beams", "normalize", "precision", and "rows", a
+digest of them."""
 
 DEPTH = 10
 """Entries of the lists that are measured: metrics are NDCG@10 and HR@10."""
@@ -53,7 +58,7 @@ RESAMPLES, FEWEST_RESAMPLES, MOST_DRAWS = 1000, 200, 20_000_000
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The lists that N users got, what was said of each entry, and which entry came true."""
+    """The lists of N rows, what was said of each entry, and which entry came true."""
 
     scores: Array
     """(N, K) log-likelihood of each entry's semantic ID, best first; -inf where absent."""
@@ -61,9 +66,16 @@ class Outcomes:
     """(N, K) the model's own, in [0, 1]; NaN where absent."""
     rank: npt.NDArray[np.int64]
     """(N,) place of the next item in the list, from 0; -1 where it is absent."""
+    user: Ints | None = None
+    """(N,) whose list it is; None: each is of a user of its own."""
 
     def __len__(self) -> int:
         return len(self.rank)
+
+    @property
+    def users(self) -> Ints:
+        """(N,) whose list it is."""
+        return np.arange(len(self)) if self.user is None else self.user
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -79,32 +91,53 @@ class Outcomes:
 
     def said(self, source: Source) -> Floats:
         """(N, K) what `source` says of each entry, in [0, 1]; 0 where absent."""
-        values = self.confidence if source == "confidence" else np.exp(self.scores.astype(np.float64))
-        said: Floats = np.where(self.present, values, 0).astype(np.float64).clip(0, 1)
+        values = self.confidence if source == "confidence" else np.exp(np.minimum(self.scores.astype(np.float64), 0))
+        said: Floats = np.where(self.present, values, 0).astype(np.float64)
         return said
 
     def take(self, rows: Any) -> Outcomes:
-        """The users at `rows`."""
-        return Outcomes(self.scores[rows], self.confidence[rows], self.rank[rows])
+        """The lists at `rows`."""
+        return Outcomes(self.scores[rows], self.confidence[rows], self.rank[rows], self.users[rows])
 
     def to_arrays(self) -> dict[str, Array]:
         """As plain arrays, to save."""
-        return {"scores": self.scores, "confidence": self.confidence, "rank": self.rank.astype(np.int32)}
+        rank, user = self.rank.astype(np.int32), self.users.astype(np.int64)
+        return {"scores": self.scores, "confidence": self.confidence, "rank": rank, "user": user}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Outcomes:
         """What `to_arrays` took apart.
 
         Raises:
-            ValueError: shapes that do not fit, a rank out of range.
+            ValueError: types or shapes that do not fit, a rank of no entry, a confidence outside [0, 1].
         """
-        scores, confidence, rank = (to_numpy(arrays[name]) for name in ("scores", "confidence", "rank"))
-        if scores.ndim != 2 or confidence.shape != scores.shape or rank.shape != scores.shape[:1]:
-            shapes = scores.shape, confidence.shape, rank.shape
-            raise ValueError(f"`arrays` must be scores (N, K), confidence (N, K) and rank (N,), got {shapes}")
-        if ((rank < -1) | (rank >= scores.shape[1])).any():
-            raise ValueError(f"`rank` must lie in [-1, {scores.shape[1]}), got {rank.min()} to {rank.max()}")
-        return cls(scores, confidence, rank.astype(np.int64))
+        scores, confidence, rank, user = (to_numpy(arrays[name]) for name in ("scores", "confidence", "rank", "user"))
+        of = scores.shape[:1]
+        if scores.ndim != 2 or confidence.shape != scores.shape or not rank.shape == user.shape == of:
+            shapes = scores.shape, confidence.shape, rank.shape, user.shape
+            raise ValueError(f"`arrays` must be scores and confidence (N, K), rank and user (N,), got {shapes}")
+        kinds = "".join(array.dtype.kind for array in (scores, confidence, rank, user))
+        if kinds != "ffii":
+            raise ValueError(f"`arrays` must be two of real and two of whole numbers, got kinds {kinds}")
+        read = cls(scores, confidence, rank.astype(np.int64), user.astype(np.int64))
+        read.check()
+        return read
+
+    def check(self) -> None:
+        """Refuse what no evaluation finds.
+
+        Raises:
+            ValueError: a rank of no entry, a confidence outside [0, 1].
+        """
+        rank, there = self.rank, self.present
+        if ((rank < -1) | (rank >= there.shape[1])).any():
+            raise ValueError(f"`rank` must lie in [-1, {there.shape[1]}), got {rank.min()} to {rank.max()}")
+        found = rank >= 0
+        if not there[found, rank[found]].all():
+            raise ValueError("`rank` must be that of an entry that is there")
+        said = self.confidence[there]
+        if not ((said >= 0) & (said <= 1)).all():
+            raise ValueError("`confidence` must lie in [0, 1] where an entry is there")
 
 
 def write_outcomes(path: Path, outcomes: Outcomes, how: How) -> None:
@@ -141,21 +174,36 @@ def hit(rank: npt.NDArray[np.int64], k: int = DEPTH) -> Floats:
     return ((rank >= 0) & (rank < k)).astype(np.float64)
 
 
-def halves(num_rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows that choose and rows that test, dealt in a fixed random order.
+def halves(user: Ints) -> tuple[Ints, Ints]:
+    """Rows that choose and rows that test: users are dealt in a fixed random order, with all of their rows.
+
+    Args:
+        user: (N,) whose each row is.
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two users.
 
     Example:
-        >>> choosing, testing = halves(5)
-        >>> len(choosing), sorted([*choosing.tolist(), *testing.tolist()])
-        (2, [0, 1, 2, 3, 4])
+        >>> choosing, testing = halves(np.array([7, 7, 8, 9]))
+        >>> sorted([*choosing.tolist(), *testing.tolist()]), bool((0 in choosing) == (1 in choosing))
+        ([0, 1, 2, 3], True)
     """
-    if num_rows < 2:
-        raise ValueError(f"`num_rows` must be at least 2, one to choose and one to test, got {num_rows}")
-    order = np.random.default_rng(0).permutation(num_rows)
-    return np.sort(order[: num_rows // 2]), np.sort(order[num_rows // 2 :])
+    names, of = np.unique(user, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"`user` must name at least 2, one to choose and one to test, got {len(names)}")
+    chooses = np.random.default_rng(0).permutation(len(names)).argsort()[of] < len(names) // 2
+    return np.flatnonzero(chooses), np.flatnonzero(~chooses)
+
+
+def once(user: Ints) -> Ints:
+    """One row of each user, drawn in a fixed random order: rows that are as independent as the users.
+
+    Example:
+        >>> len(once(np.array([7, 7, 8, 9, 9])))
+        3
+    """
+    order = np.random.default_rng(0).permutation(len(user))
+    return np.sort(order[np.unique(user[order], return_index=True)[1]])
 
 
 # ---- users, by how sure the model is of their lists
@@ -328,39 +376,37 @@ class Bootstrap:
     """Percentile intervals over resampled users; every statistic sees the same draws.
 
     Args:
-        num_users: to draw from, and to draw.
+        user: (N,) whose each row is; as many users are drawn as there are, each with all of their rows.
         level: share of the resampled values within.
         seed: of the draws.
     """
 
-    def __init__(self, num_users: int, level: float = 0.95, seed: int = 0) -> None:
-        self.num_users, self.level, self.seed = num_users, level, seed
-        self.resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // max(num_users, 1)))
+    def __init__(self, user: Ints, level: float = 0.95, seed: int = 0) -> None:
+        self.user, self.level, self.seed = np.unique(user, return_inverse=True)[1], level, seed
+        self.resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // max(len(user), 1)))
 
     def bands(self, statistic: Statistic) -> Floats:
         """(3, M, C): `statistic` of the users themselves, and the lower and upper ends of its interval.
 
         Args:
-            statistic: (M, C) of how often each user counts, (N,).
+            statistic: (M, C) of how often each row counts, (N,).
         """
-        rng, n = np.random.default_rng(self.seed), self.num_users
+        rng, n = np.random.default_rng(self.seed), int(self.user.max()) + 1
         drawn = [
-            statistic(np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64))
+            statistic(np.bincount(rng.integers(n, size=n), minlength=n)[self.user].astype(np.float64))
             for _ in range(self.resamples)
         ]
         ends = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
-        return np.stack([statistic(np.ones(n)), *ends])
+        return np.stack([statistic(np.ones(len(self.user))), *ends])
 
     def means(self, values: Floats) -> list[list[float]]:
         """Of each of (M, N) values: the mean, and the ends of its interval.
 
         Example:
-            >>> Bootstrap(4).means(np.array([[1, 1, 1, 1], [2, 2, 2, 2]]))
+            >>> Bootstrap(np.arange(4)).means(np.array([[1, 1, 1, 1], [2, 2, 2, 2]]))
             [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
         """
-        found: list[list[float]] = self.bands(lambda count: (values @ count / self.num_users)[:, None])[
-            ..., 0
-        ].T.tolist()
+        found: list[list[float]] = self.bands(lambda count: (values @ count / count.sum())[:, None])[..., 0].T.tolist()
         return found
 
 
@@ -401,7 +447,7 @@ def rerank(outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
         "weights"; of each source "ndcg@10" and "hr@10", each [value, low, high]; of confidence and random the chosen
         "weight", the "gain" in NDCG@10 over the likelihood, paired, and NDCG@10 "by_weight".
     """
-    users, plain = Bootstrap(len(outcomes)), np.stack([ndcg(outcomes.rank), hit(outcomes.rank)])
+    users, plain = Bootstrap(outcomes.users), np.stack([ndcg(outcomes.rank), hit(outcomes.rank)])
     found: dict[str, Any] = {"weights": [*WEIGHTS]}
     found["likelihood"] = dict(zip(MEASURES, users.means(plain), strict=True))
     for name, said in (("confidence", outcomes.said("confidence")), ("random", _noise(outcomes))):
@@ -425,17 +471,22 @@ def reject(outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
     Returns:
         "coverage"; of each source its "aggregate", "ndcg@10" and "hr@10" with intervals; the same of "random".
     """
-    users, amount = Bootstrap(len(outcomes)), np.array(COVERAGE) * len(outcomes)
+    users = Bootstrap(outcomes.users)
     values = np.stack([ndcg(outcomes.rank), hit(outcomes.rank)])
     found: dict[str, Any] = {"coverage": [*COVERAGE]}
     for source in get_args(Source):
         kept = Kept(certainty(outcomes, source, choices.aggregate[source]), values)
-        found[source] = {"aggregate": choices.aggregate[source], **_mean_kept(kept, users, amount)}
-    return {**found, "random": _mean_kept(Kept(np.zeros(len(outcomes)), values), users, amount)}
+        found[source] = {"aggregate": choices.aggregate[source], **_mean_kept(kept, users)}
+    return {**found, "random": _mean_kept(Kept(np.zeros(len(outcomes)), values), users)}
 
 
-def _mean_kept(kept: Kept, users: Bootstrap, amount: Floats) -> dict[str, Band]:
-    return _bands(MEASURES, users.bands(lambda count: kept(count, amount) / amount))
+def _mean_kept(kept: Kept, users: Bootstrap) -> dict[str, Band]:
+    def found(count: Floats) -> Floats:
+        amount: Floats = np.array(COVERAGE) * count.sum()
+        means: Floats = kept(count, amount) / amount
+        return means
+
+    return _bands(MEASURES, users.bands(found))
 
 
 def cut(outcomes: Outcomes) -> dict[str, Any]:
@@ -450,26 +501,26 @@ def cut(outcomes: Outcomes) -> dict[str, Any]:
     Returns:
         "length"; of each way "precision", hits among the entries kept, and "recall", users whose next item is kept.
     """
-    there, users = outcomes.present[:, :DEPTH], Bootstrap(len(outcomes))
-    user, place = np.nonzero(there)
+    there, users = outcomes.present[:, :DEPTH], Bootstrap(outcomes.users)
+    row, place = np.nonzero(there)
     hits = outcomes.hits[:, :DEPTH][there].astype(np.float64)[None]
     signals = {
         **{source: outcomes.said(source)[:, :DEPTH][there] for source in get_args(Source)},
         "fixed": -place.astype(np.float64),
-        "random": np.zeros(len(user)),
+        "random": np.zeros(len(row)),
     }
     ways = {
-        name: _bands(("precision", "recall"), users.bands(_cut(Kept(signal, hits), user)))
+        name: _bands(("precision", "recall"), users.bands(_cut(Kept(signal, hits), row)))
         for name, signal in signals.items()
     }
     return {"length": [*LENGTHS], **ways}
 
 
-def _cut(kept: Kept, user: npt.NDArray[np.int64]) -> Statistic:
+def _cut(kept: Kept, row: Ints) -> Statistic:
     def found(count: Floats) -> Floats:
-        weight, num_users = count[user], count.sum()
-        amount = np.minimum(np.array(LENGTHS) * num_users, weight.sum())  # lists may be shorter
+        weight, num_lists = count[row], count.sum()
+        amount = np.minimum(np.array(LENGTHS) * num_lists, weight.sum())  # lists may be shorter
         hits = kept(weight, amount)[0]
-        return np.stack([hits / amount, hits / num_users])
+        return np.stack([hits / amount, hits / num_lists])
 
     return found

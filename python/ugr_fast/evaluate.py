@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from ugr_fast import baselines, data, decisions, metrics, sids
-from ugr_fast.confidence import Confidence
+from ugr_fast.confidence import OUTCOMES, SEARCH, Confidence
 from ugr_fast.configs import METRIC_DEPTH, check
 from ugr_fast.decisions import Bootstrap, Choices, How, Outcomes, Source, read_outcomes, write_outcomes
 from ugr_fast.files import write_json
@@ -56,7 +56,8 @@ class Job:
     catalogue: Catalogue
     device: torch.device
     team: Team
-    step: int
+    checkpoint: How
+    """Its "step" and "model"."""
 
     def rows(self, dataset: data.Dataset, split: str) -> data.Rows:
         """The rows of a split, with histories as long as in training."""
@@ -66,10 +67,10 @@ class Job:
     def how(self, rows: data.Rows) -> How:
         """What tells the ranking of these rows from another."""
         config, digest = self.config, hashlib.sha256()
-        for column in (rows.offsets, rows.items, rows.item):
+        for column in (rows.user, rows.offsets, rows.items, rows.item):
             digest.update(np.ascontiguousarray(column, np.int64).tobytes())
-        names = ("num_beams", "normalize", "precision")
-        return {"step": self.step, **{name: getattr(config, name) for name in names}, "rows": digest.hexdigest()[:16]}
+        search = {name: getattr(config, name) for name in SEARCH}
+        return {**self.checkpoint, **search, "rows": digest.hexdigest()[:16]}
 
     def rank(self, rows: data.Rows, split: str) -> Ranking:
         """Rank the catalogue for every row."""
@@ -100,17 +101,20 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
     rows = job.rows(dataset, config.split)
     ranking = job.rank(rows, config.split)
-    outcomes = outcomes_of(ranking, job.catalogue, rows.item)
+    outcomes = outcomes_of(ranking, job.catalogue, rows.item, rows.user)
     known = _confidence(job, dataset, outcomes)
+    chose, rest = decisions.halves(known.valid.users)
+    measured, apart = (outcomes.take(rest), outcomes.take(chose)) if config.split == "valid" else (outcomes, outcomes)
     found = {
-        **_how(job, known),
+        **_how(job, known, rows),
         "num_rows": len(rows),
+        "num_users": len(np.unique(rows.user)),
         "ranking": ranking_metrics(ranking, job.catalogue, rows.item),
-        "intervals": intervals(ranking, job.catalogue, rows.item),
+        "intervals": intervals(ranking, job.catalogue, rows.item, rows.user),
         "reach": reach(ranking.items, dataset),
-        **confidence_metrics(outcomes, known.choices),
-        "decisions": _decisions(known, outcomes, config.split),
-        "promises": _promises(known, outcomes, config),
+        **confidence_metrics(measured, known.choices),
+        "decisions": {"chosen_on": len(chose), "rows": len(measured), **_decisions(known, measured)},
+        "promises": _promises(known, apart, config),
         "baselines": baseline_metrics(dataset, rows, embeddings),
         "examples": examples(ranking, known.candidate(outcomes), job.catalogue, dataset, rows),
     }
@@ -129,19 +133,20 @@ def _open(config: EvalConfig, dataset: data.Dataset) -> Job:
     device, run = choose_device(config.device), Run.open(config.run)
     run.check_items(dataset.ids)
     for split in ("valid", config.split):
-        if len(getattr(dataset, split)) < 2:
-            raise ValueError(f"`data` must have 2 {split} rows or more, to choose and to measure; prepare it anew")
-    step = int(run.model_folder(config.checkpoint).parent.name[5:])
-    return Job(config, run, run.load_catalogue(), device, Team.join(device), step)
+        if len(np.unique(getattr(dataset, split).user)) < 2:
+            raise ValueError(f"`data` must have 2 {split} users or more, to choose and to measure; prepare it anew")
+    checkpoint = run.checkpoint_of(config.checkpoint)
+    return Job(config, run, run.load_catalogue(), device, Team.join(device), checkpoint)
 
 
-def _how(job: Job, known: Confidence) -> dict[str, Any]:
+def _how(job: Job, known: Confidence, rows: data.Rows) -> dict[str, Any]:
     """How it was evaluated, and what was chosen for it."""
-    names = ("split", "num_beams", "normalize", "precision", "checkpoint", "recalibration")
+    names = ("split", *SEARCH, "checkpoint", "recalibration")
     return {
+        "how": job.how(rows),
         **{name: getattr(job.config, name) for name in names},
-        "step": job.step,
-        "trained": _trained(job.run, job.step),
+        "step": job.checkpoint["step"],
+        "trained": _trained(job.run, job.checkpoint["step"]),
         "signal": known.choices.signal,
     }
 
@@ -165,33 +170,34 @@ def _confidence(job: Job, dataset: data.Dataset, outcomes: Outcomes) -> Confiden
     rows = job.rows(dataset, "valid")
     how, valid = job.how(rows), outcomes
     if job.config.split != "valid":
-        valid = _ranked_before(job.run.folder / "outcomes-valid.safetensors", how) or outcomes_of(
-            job.rank(rows, "valid"), job.catalogue, rows.item
+        valid = _ranked_before(job.run.folder, how) or outcomes_of(
+            job.rank(rows, "valid"), job.catalogue, rows.item, rows.user
         )
-    choosing, _ = decisions.halves(len(valid))
-    trained = _trained(job.run, job.step)
-    return Confidence(
-        how, decisions.choose(valid.take(choosing), trained=trained, method=job.config.recalibration), valid
-    )
+    choosing, _ = decisions.halves(valid.users)
+    trained = _trained(job.run, job.checkpoint["step"])
+    with bar("choosing on valid", 1) as advance:
+        choices = decisions.choose(valid.take(choosing), trained=trained, method=job.config.recalibration)
+        advance(1)
+    return Confidence(how, choices, valid)
 
 
-def _ranked_before(path: Path, how: How) -> Outcomes | None:
-    with suppress(FileNotFoundError, ValueError):
-        saved, outcomes = read_outcomes(path)
-        return outcomes if saved == how else None
+def _ranked_before(folder: Path, how: How) -> Outcomes | None:
+    for name in (OUTCOMES, "outcomes-valid.safetensors"):
+        with suppress(FileNotFoundError, ValueError):
+            saved, outcomes = read_outcomes(folder / name)
+            if saved == how:
+                return outcomes
     return None
 
 
-def _decisions(known: Confidence, outcomes: Outcomes, split: str) -> dict[str, Any]:
-    """Measure the decisions on rows that chose nothing: of the valid rows, one half."""
-    chose, rest = decisions.halves(len(known.valid))
-    measured = outcomes.take(rest) if split == "valid" else outcomes
+def _decisions(known: Confidence, measured: Outcomes) -> dict[str, Any]:
+    """Measure the decisions on rows that chose nothing."""
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "rerank": partial(decisions.rerank, measured, known.choices),
         "reject": partial(decisions.reject, measured, known.choices),
         "cut": partial(decisions.cut, measured),
     }
-    found: dict[str, Any] = {"chosen_on": len(chose), "rows": len(measured)}
+    found = {}
     with bar("measuring decisions", len(measures)) as advance:
         for name, measure in measures.items():
             found[name] = measure()
@@ -200,8 +206,8 @@ def _decisions(known: Confidence, outcomes: Outcomes, split: str) -> dict[str, A
 
 
 def _promises(known: Confidence, outcomes: Outcomes, config: EvalConfig) -> list[dict[str, Any]]:
-    """What abstaining can promise, on the valid rows that test it, and what it came to on this split."""
-    found = []
+    """What abstaining can promise, on the valid rows that test it, and what it came to on rows that did not."""
+    found, outcomes = [], outcomes.take(decisions.once(outcomes.users))
     for k in PROMISED_AT:
         for max_risk in config.risks:
             rule = known.promise(max_risk, k, config.risk_delta)
@@ -212,10 +218,10 @@ def _promises(known: Confidence, outcomes: Outcomes, config: EvalConfig) -> list
     return found
 
 
-def intervals(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> dict[str, list[float]]:
+def intervals(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, user: np.ndarray) -> dict[str, list[float]]:
     """Return the 95% interval of each of `ranking_metrics`, over resampled users."""
     per_row = ranking_per_row(ranking, catalogue, targets)
-    means = Bootstrap(len(targets)).means(np.stack([*per_row.values()]))
+    means = Bootstrap(user).means(np.stack([*per_row.values()]))
     return {name: ends for name, (_, *ends) in zip(per_row, means, strict=True)}
 
 

@@ -147,15 +147,17 @@ def beam_of_items(ranking: Ranking, catalogue: Catalogue) -> np.ndarray:
     return found
 
 
-def outcomes_of(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> Outcomes:
-    """Return what was said of each item of the ranking, and which is the target (N,)."""
+def outcomes_of(
+    ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, user: np.ndarray | None = None
+) -> Outcomes:
+    """Return what was said of each item of the ranking, which is the target (N,), and whose list it is (N,)."""
     beams, there = beam_of_items(ranking, catalogue), ranking.items >= 0
     scores, confidence = (
         np.where(there, np.take_along_axis(values, np.maximum(beams, 0), 1), absent).astype(np.float32)
         for values, absent in ((ranking.scores, -np.inf), (ranking.confidence, np.nan))
     )
     hit = ranking.items == targets[:, None]  # (N, K)
-    return Outcomes(scores, confidence, np.where(hit.any(1), hit.argmax(1), -1))
+    return Outcomes(scores, confidence, np.where(hit.any(1), hit.argmax(1), -1), user)
 
 
 def hits_at_sid(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray) -> np.ndarray:

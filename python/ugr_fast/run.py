@@ -570,6 +570,11 @@ class Run:
         step = best["step"] if which == "best" and best and best["step"] in steps else steps[-1]
         return self.checkpoint(step) / "model"
 
+    def checkpoint_of(self, which: str = "best") -> dict[str, Any]:
+        """Return what tells the best or the last checkpoint from every other: its step, and a digest of its model."""
+        folder = self.model_folder(which)
+        return {"step": int(folder.parent.name[5:]), "model": fingerprint(folder)[:16]}
+
 
 def _scalars(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of a line of metrics.jsonl, those of an inner dict as "valid/hr@10"."""

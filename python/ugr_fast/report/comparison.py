@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ugr_fast.decisions import Bootstrap
+import numpy as np
+
+from ugr_fast.decisions import Bootstrap, Ints
 from ugr_fast.report.blocks import Block, heading, note, numbers
 from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs
 from ugr_fast.report.tables import DASH, MARK, Rows, gained, measured, number, percent
@@ -41,12 +42,13 @@ class Difference(NamedTuple):
         return gained(*self)
 
 
-def difference(ours: Floats, theirs: Floats) -> Difference:
+def difference(ours: Floats, theirs: Floats, user: Ints | None = None) -> Difference:
     """Return the mean of the paired differences with its bootstrap interval over users.
 
     Args:
-        ours: (N,) a metric of each user.
-        theirs: (N,) the same metric of the same users, by the run to compare with.
+        ours: (N,) a metric of each row.
+        theirs: (N,) the same metric of the same rows, by the run to compare with.
+        user: (N,) whose each row is; None: each is of a user of its own.
 
     Returns:
         The mean of ours - theirs, and the ends of its 95% interval.
@@ -56,7 +58,8 @@ def difference(ours: Floats, theirs: Floats) -> Difference:
         >>> difference(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 1.0]))
         Difference(value=0.5, low=0.0, high=1.0)
     """
-    return Difference(*Bootstrap(len(ours)).means((ours - theirs)[None])[0])
+    users = np.arange(len(ours)) if user is None else user
+    return Difference(*Bootstrap(users).means((ours - theirs)[None])[0])
 
 
 def table(runs: Sequence[Path], split: Split = "test") -> Rows:
@@ -120,7 +123,8 @@ def paired_table(runs: list[EvaluatedRun]) -> Rows:
     first, *others = runs
     rows = [[f"difference to {first.label}", "NDCG@10", "HR@10", "in words"]]
     for run in others:
-        ndcg, hit = difference(run.ndcg10, first.ndcg10), difference(run.hit10, first.hit10)
+        ndcg = difference(run.ndcg10, first.ndcg10, run.users)
+        hit = difference(run.hit10, first.hit10, run.users)
         if ndcg.verdict == hit.verdict == NOT_TOLD:
             words = NOT_TOLD
         else:
@@ -176,7 +180,7 @@ def headline(runs: list[EvaluatedRun]) -> list[str]:
 
 def _compared(runs: list[EvaluatedRun]) -> list[str]:
     first = runs[0]
-    found = {run.label: difference(run.ndcg10, first.ndcg10) for run in runs[1:]}
+    found = {run.label: difference(run.ndcg10, first.ndcg10, run.users) for run in runs[1:]}
     told = [
         f"{label} against {first.label}, same users: NDCG@10 {each.verdict}, {each.cell}."
         for label, each in found.items()
@@ -212,7 +216,7 @@ def _paired(runs: list[EvaluatedRun]) -> list[Block]:
         heading("Differences on the same users", 3),
         numbers(paired_table(runs), "Paired differences"),
         note(
-            f"Mean over the users of the difference to {runs[0].label}. With it stands its 95% interval, a paired "
+            f"Mean over the rows of the difference to {runs[0].label}. With it stands its 95% interval, a paired "
             "bootstrap over users. Where the interval holds 0, these users do not tell the two apart. How much another "
             "seed of training would change is not in it."
         ),
@@ -220,16 +224,13 @@ def _paired(runs: list[EvaluatedRun]) -> list[Block]:
 
 
 def _guide(runs: list[EvaluatedRun], split: Split) -> str:
-    rows = runs[0].found["num_rows"]
-    rate = max(float(run.found["ranking"].get("hr@10") or 0) for run in runs)
-    error = math.sqrt(rate * (1 - rate) / max(rows, 1))
+    rows, users = runs[0].found["num_rows"], runs[0].found["num_users"]
     return (
-        f"{rows} rows of the {split} split, each one user's next item; every run ranks the whole catalogue by beam "
-        "search over its semantic IDs. HR@k is the share of users whose next item is among the first k, NDCG@k also "
-        "rewards a high rank; both at item level. With a value stands its 95% interval, a bootstrap over users. ECE "
-        "(lower is better) is how far the confidence of the top recommendation lies from how often it is right, before "
-        "recalibration; AUROC how well it tells right from wrong (0.5 is chance). Last column: HR@10 of the users left "
-        "when the least confident half is rejected. The baselines are counted on the training split. Bold is the best "
-        f"value, which need not be more than chance: with {rows} rows, an HR@10 of {rate:.3f} has a standard error of "
-        f"{error:.4f}."
+        f"{rows} rows of the {split} split, each one next item, of {users} users; every run ranks the whole catalogue "
+        "by beam search over its semantic IDs. HR@k is the share of rows whose next item is among the first k, NDCG@k "
+        "also rewards a high rank; both at item level. With a value stands its 95% interval, a bootstrap over users. "
+        "ECE (lower is better) is how far the confidence of the top recommendation lies from how often it is right, "
+        "before recalibration; AUROC how well it tells right from wrong (0.5 is chance). Last column: HR@10 of those "
+        "left when the least confident half is rejected. The baselines are counted on the training split. Bold is the "
+        "best value, which need not be more than chance."
     )

@@ -158,12 +158,12 @@ def risk_picture(run: EvaluatedRun) -> Picture:
     """Draw the share of wrong top recommendations among the users kept, against the share kept."""
     title = f"Risk and coverage of {run.label}"
     figure, axes = axes_of(title, "coverage (share of users kept)", "risk (1 − HR@1)")
-    base = float(run.found[run.signal]["user"]["before"]["base_rate"])
+    base, rows = (float(run.found[run.signal]["user"]["before"][key]) for key in ("base_rate", "n"))
     drawn = [1 - base]
     for source in run.sources:
         curve = run.found[source]["user"]["risk_coverage"]
         coverage, risk = (np.asarray(curve[key], np.float64) for key in ("coverage", "risk"))
-        kept = coverage * run.found["num_rows"] >= min(FEWEST_USERS, run.found["num_rows"])
+        kept = coverage * rows >= min(FEWEST_USERS, rows)
         axes.plot(coverage[kept], risk[kept], SOURCES[source], color=colour_of(run.number), label=source)
         drawn.extend(risk[kept])
     axes.axhline(1 - base, ls="--", lw=1.2, color=MUTED, label="random")

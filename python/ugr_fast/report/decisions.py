@@ -162,8 +162,9 @@ def promises(runs: list[EvaluatedRun]) -> list[Block]:
         ),
         numbers(promise_table(runs), "Abstention with a guarantee"),
         note(
-            "The guarantee speaks of users like those of the valid rows. The rows measured here may differ, since they "
-            "came later: so the realised risk stands beside it, and may be above."
+            "The guarantee speaks of users like those of the valid rows, each with one row. Those measured here may "
+            "differ, since they came later: so the realised risk stands beside it, and may be above. Each line is a "
+            "promise of its own, which fails with probability δ at most; of all of them together nothing is promised."
         ),
     ]
 

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ugr_fast.configs import RlConfig
-from ugr_fast.decisions import hit, ndcg, read_outcomes
+from ugr_fast.decisions import Outcomes, hit, ndcg, read_outcomes
 from ugr_fast.files import read_json, read_json_lines
 
 Split = Literal["valid", "test"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 NEEDED = (
-    *("num_rows", "num_beams", "trained", "signal", "ranking", "intervals", "reach", "baselines"),
+    *("how", "num_rows", "num_users", "num_beams", "trained", "signal", "ranking", "intervals", "reach", "baselines"),
     *("confidence", "likelihood", "decisions", "promises", "examples"),
 )
 TOLD = ("reward_score", "scale", "loss", "rollout", "beta", "drop_constant_groups", "lora")  # where not the default
@@ -44,7 +44,9 @@ class EvaluatedRun:
     found: dict[str, Any]
     """eval-SPLIT.json."""
     ranks: npt.NDArray[np.int64]
-    """(N,) place of each user's next item in the list, from 0; -1 where it is absent."""
+    """(N,) place of each row's next item in the list, from 0; -1 where it is absent."""
+    users: npt.NDArray[np.int64]
+    """(N,) whose row it is."""
 
     @property
     def command(self) -> str:
@@ -78,12 +80,12 @@ class EvaluatedRun:
 
     @property
     def hit10(self) -> Floats:
-        """(N,) HR@10 of each user: 1 where the next item is among the first ten."""
+        """(N,) HR@10 of each row: 1 where the next item is among the first ten."""
         return hit(self.ranks)
 
     @property
     def ndcg10(self) -> Floats:
-        """(N,) NDCG@10 of each user."""
+        """(N,) NDCG@10 of each row."""
         return ndcg(self.ranks)
 
     def kept_half(self, source: str, key: str) -> tuple[Any, Any, Any]:
@@ -139,7 +141,7 @@ def _read_run(folder: Path, label: str, number: int, split: Split) -> EvaluatedR
     path = folder / f"eval-{split}.json"
     found = read_json(path, command)
     _require(found, NEEDED, path, f"make it again with `{command}`")
-    best = folder / "best.json"
+    best, told = folder / "best.json", _read_outcomes(folder / f"outcomes-{split}.safetensors", found, command)
     return EvaluatedRun(
         label=label,
         number=number,
@@ -147,7 +149,8 @@ def _read_run(folder: Path, label: str, number: int, split: Split) -> EvaluatedR
         lines=read_json_lines(folder / "metrics.jsonl"),
         best=read_json(best, "ugr-fast sft") if best.exists() else {},
         found=found,
-        ranks=_read_ranks(folder / f"outcomes-{split}.safetensors", found["num_rows"], command),
+        ranks=told.rank,
+        users=told.users,
     )
 
 
@@ -157,16 +160,16 @@ def _require(value: Any, keys: Iterable[str], path: Path, remedy: str) -> None:
         raise ValueError(f"{path} lacks {', '.join(missing)}; {remedy}")
 
 
-def _read_ranks(path: Path, num_rows: int, command: str) -> npt.NDArray[np.int64]:
+def _read_outcomes(path: Path, found: dict[str, Any], command: str) -> Outcomes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `{command}` makes it")
     try:
-        ranks = read_outcomes(path)[1].rank
+        how, told = read_outcomes(path)
     except ValueError as error:
         raise ValueError(f"{error}: `{command}`") from error
-    if ranks.shape != (num_rows,):
-        raise ValueError(f"{path} must hold the ranks of {num_rows} users, got {ranks.shape}; repeat `{command}`")
-    return ranks
+    if how != found["how"] or len(told) != found["num_rows"]:
+        raise ValueError(f"{path} must be of the evaluation in eval-*.json, got one of {how}; repeat `{command}`")
+    return told
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -180,7 +183,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def _rows_seen(run: EvaluatedRun) -> tuple[Any, ...]:
     shown = [(example["user"], example["target"]) for example in run.found["examples"]]
-    return run.found["num_rows"], run.found["baselines"], shown
+    return run.users.tolist(), run.found["baselines"].get("popularity"), shown
 
 
 def _describe(command: str, settings: dict[str, Any]) -> str:

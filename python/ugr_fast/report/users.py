@@ -77,7 +77,7 @@ def _user(runs: list[EvaluatedRun], longest: list[float], shown: Sequence[Shown]
         Recommended(run, example["recommended"], top) for run, top, example in zip(runs, longest, shown, strict=True)
     ]
     history = max((example["history"] for example in shown), key=len)
-    return User(shown[0]["user"], history, shown[0]["target"], lists)
+    return User(int(shown[0]["user"]), history, shown[0]["target"], lists)
 
 
 def _browser(users: list[User]) -> Block:
