@@ -6,7 +6,7 @@ DEVELOP = PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --re
 SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow lint fmt bench clean
+.PHONY: help dev demo test test-slow lint fmt bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,5 +61,9 @@ bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside w
 	$(BIN)/python benches/bench_decode.py
 	$(BIN)/python benches/bench_step.py
 
+docs: $(VENV)/.installed ## the documentation as a site, in site/; warnings are errors
+	$(BIN)/zensical build --strict --clean
+	@echo "to look at it, and to search: $(PYTHON) -m http.server --directory site"
+
 clean: ## remove the environment and all build products
-	rm -rf $(VENV) target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so
+	rm -rf $(VENV) target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so

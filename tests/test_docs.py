@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import doctest
 import inspect
+import io
+import json
 import re
 import shlex
 from importlib import import_module
@@ -22,6 +25,8 @@ SECTIONS = ("Args", "Returns", "Raises", "Example", "Source", "Attributes", "Yie
 
 def imported(module):
     pytest.importorskip("torch")
+    if module.startswith("integrations/") and not module.endswith("/__init__"):
+        pytest.importorskip(module.removeprefix("integrations/"), reason="the host is not installed")
     return import_module(f"ugr_fast/{module}".removesuffix("/__init__").replace("/", "."))
 
 
@@ -100,12 +105,23 @@ def test_the_api_says_what_goes_in_and_what_comes_out(module):
             assert "\nRaises:" in text, f"{module}.{name} does not say what it raises"
 
 
-def blocks(path):
-    """Python blocks of a Markdown file with their line numbers, and the reason why one is not to be run."""
+def fenced(path):
+    """Blocks of a Markdown file: line number, the reason why one is not to be run, language, code."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    pattern = r"(?:<!-- skip: (?P<reason>.+?) -->\s*\n)?^```python\n(?P<code>.*?)^```"
+    pattern = r"(?:<!-- skip: (?P<reason>.+?) -->\s*\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```"
     for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        yield text[: match.start("code")].count("\n") + 1, match["reason"], match["code"]
+        yield text[: match.start("code")].count("\n") + 1, match["reason"], match["language"], match["code"]
+
+
+def blocks(path):
+    """Its Python blocks: line number, reason, code."""
+    return ((line, reason, code) for line, reason, language, code in fenced(path) if language == "python")
+
+
+def commands(code, start="ugr-fast"):
+    """The arguments of every command of ours in a shell block."""
+    found = re.findall(rf"^(?:{start}) (.+)$", code.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(command, comments=True) for command in found]
 
 
 def test_blocks_are_found(tmp_path):
@@ -153,35 +169,87 @@ def test_configs_explain_every_setting():
 
 ROOT = README.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = ("index", "recipes")
+"""Pages whose commands are run as well."""
+LESS = "--num-beams 10 --threads 1 --device cpu".split()  # noqa: SIM905  (as one types it)
 each_page = pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def run_block(code, names, page, line):
+    """As a reader pastes it; a block with `>>>` prints exactly what it says."""
+    if not code.startswith(">>>"):
+        exec(compile("\n" * (line - 1) + code, page.name, "exec"), names)
+        return
+    example = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line - 1)
+    report = []
+    outcome = doctest.DocTestRunner().run(example, out=report.append, clear_globs=False)
+    assert not outcome.failed, "".join(report)
+    names.update(example.globs)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # TRL's
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in GUIDES], ids=lambda page: page.name)
 def test_pages_run(page, tmp_path, monkeypatch):
-    """In order and in one namespace, as a reader pastes them; a block with `>>>` prints exactly what it says."""
-    for package in ("torch", "transformers", "pyarrow"):
+    """In order and in one namespace."""
+    hosts = re.findall(r"^from (trl)\b", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for package in ("torch", "transformers", "pyarrow", *hosts):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for line, reason, code in blocks(page):
-        if reason:
+        if not reason:
+            run_block(code, names, page, line)
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A folder with what the guides start from; it becomes the current one."""
+    for package in ("torch", "peft", "pyarrow", "faiss", "matplotlib"):
+        pytest.importorskip(package)
+    import pipeline
+    import tiny
+    from pyarrow import csv, parquet
+
+    pipeline.write_events(tmp_path)
+    items = (tmp_path / "items.csv").read_text().replace("Film 03 (1983)", "Heat (1995)")
+    (tmp_path / "items.csv").write_text(items.replace("Film 04 (1984)", "Casino (1995)"))
+    events = (tmp_path / "events.csv").read_text().replace("user,item,timestamp", "user_id,sku,ts")
+    (tmp_path / "log.tsv").write_text(events.replace(",i", ",sku-").replace(",", "\t"))
+    lines = ["sku,name,year,brand,category"]
+    lines += [f"sku-{item},{'Heat' if item == 3 else f'Film {item}'},1995,b,c" for item in range(40)]
+    (tmp_path / "catalogue.csv").write_text("\n".join(lines))
+    parquet.write_table(csv.read_csv(tmp_path / "catalogue.csv"), tmp_path / "catalogue.parquet")
+    tiny.language_model(tmp_path / "models" / "my-language-model")
+    monkeypatch.chdir(tmp_path)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_guides_run(name, workshop):
+    """Code and commands in order, on smaller models than those that they name."""
+    page = ROOT / "docs" / f"{name}.md"
+    less = {"sids": ["--codes", "8"], "sft": workshop.SFT, "rl": workshop.RL, "eval": LESS}
+    names = {"__name__": "__main__"}
+    for line, reason, language, code in fenced(page):
+        if reason or language not in ("python", "sh"):
             continue
-        if not code.startswith(">>>"):
-            exec(compile("\n" * (line - 1) + code, page.name, "exec"), names)
+        if language == "python":
+            run_block(code, names, page, line)
             continue
-        example = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line - 1)
-        report = []
-        outcome = doctest.DocTestRunner().run(example, out=report.append, clear_globs=False)
-        assert not outcome.failed, "".join(report)
-        names = example.globs
+        for words in commands(code):
+            if words[0] != "report":  # whose figures take the time of all the rest, and have tests of their own
+                outcome = workshop.call(*words, *less.get(words[0], ()))
+                assert outcome.code == 0, f"{page.name}:{line}: {words}: {outcome.err}"
 
 
 @each_page
 def test_every_command_line_is_one(page):
     cli = pytest.importorskip("ugr_fast.cli")
-    for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-        for line in re.findall(r"^ugr-fast (.+)$", block, re.M):
-            assert callable(cli._parse(shlex.split(line, comments=True)))
+    for _, _, language, code in fenced(page):
+        if language in ("bash", "sh", "console"):
+            for words in commands(code, start=r"ugr-fast|accelerate launch .+ugr_fast\.cli"):
+                assert callable(cli._parse(words))
 
 
 @each_page
@@ -202,3 +270,22 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M) if anchor else []
         anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, anchor
+
+
+def test_the_notebook_prints_what_it_holds(tmp_path, monkeypatch):
+    """Its cells in order, as Jupyter runs them; the figure is drawn, not compared."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    notebook = json.loads((ROOT / "docs" / "start.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile("".join(cell["source"]), f"start.ipynb, cell {cell['id']}", "exec"), names)
+        assert out.getvalue() == "".join(
+            "".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream"
+        )
+        drawn = [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
+        assert len(drawn) == len(pyplot.get_fignums())
+        pyplot.close("all")

@@ -19,7 +19,7 @@ LAYERS = {
     2: "model engines decode device losses sids lora team migrate",
     3: "run confidence recommend",
     4: "sft rl evaluate",
-    5: "report demo cli",
+    5: "report demo cli integrations.trl",
 }
 LAYER = {module: number for number, modules in LAYERS.items() for module in modules.split()}
 HEAVY = {"torch", "transformers", "pyarrow", "faiss", "matplotlib", "vector_quantize_pytorch"}
@@ -98,6 +98,11 @@ def test_the_rooms_of_the_report_stand_in_a_row():
         found = imports(ast.parse((PACKAGE / "report" / f"{room}.py").read_text("utf-8")))
         inner = {name.split(".")[2] for name in found if name.startswith("ugr_fast.report.")}
         assert inner <= {*ROOMS[:number]}, f"report/{room}.py imports {inner - {*ROOMS[:number]}}"
+
+
+def test_an_integration_uses_the_parts_and_no_job():
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        assert not [module for module in inner_imports(path) if LAYER[module] > 2], path.name
 
 
 def test_nobody_imports_the_top():

@@ -312,3 +312,15 @@ def test_recomputed_layers_drop_nothing_out(name):
         found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_confidence_under_autocast_is_not_rounded_to_bfloat16():
+    """Its difference of two logits is taken in the precision of the head: many users, as many confidences."""
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary).float()
+    hidden = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = confidence_logit(model, hidden.bfloat16(), catalogue.vocabulary)
+    assert found.dtype == torch.float32
+    assert len(found.unique()) > 1900
+    assert torch.equal(found, confidence_logit(model, hidden.bfloat16().float(), catalogue.vocabulary))

@@ -108,7 +108,9 @@ class CosineMarkov:
     Args:
         train: sequences of the training split.
         embeddings: (num_items, dim) floating-point, row i for item i.
-        shrink, cosine, popular: as in the formula, at least 0.
+        shrink: as in the formula, at least 0.
+        cosine: likewise.
+        popular: likewise.
 
     Raises:
         ValueError: a training item has no embedding.

@@ -553,5 +553,7 @@ def head_columns(
 def confidence_logit(model: Any, hidden: torch.Tensor, vocabulary: SidVocabulary) -> torch.Tensor:
     """Return z_positive - z_negative of hidden states (..., D): the logit of the confidence."""
     low, high = sorted((vocabulary.positive, vocabulary.negative))
-    logits = head_logits(model, hidden, (low, high + 1))
+    with torch.autocast(hidden.device.type, enabled=False):  # a difference of bfloat16 logits has a few values only
+        dtype = next(model.get_output_embeddings().parameters()).dtype
+        logits = head_logits(model, hidden.to(dtype), (low, high + 1))
     return logits[..., vocabulary.positive - low] - logits[..., vocabulary.negative - low]

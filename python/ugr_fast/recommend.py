@@ -473,7 +473,7 @@ class Recommender:
             reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]
         if min_confidence is not None:
             reasons = [
-                reason or ("" if sure >= min_confidence else f"confidence {sure:.3f} is below {min_confidence}")
+                reason or ("" if sure >= min_confidence else f"confidence {sure:.6g} is below {min_confidence}")
                 for reason, sure in zip(reasons, first.tolist(), strict=True)
             ]
         abstained = np.array([reason != "" for reason in reasons], bool)
@@ -507,4 +507,4 @@ def _unsure(rule: RiskThreshold, sure: float) -> str:
     """Why a user of this certainty is not answered; "" for one who is."""
     if rule.threshold is None:
         return f"nobody can be answered at a risk of {rule.max_risk}: {rule.reason}"
-    return "" if rule.answers(np.array([sure]))[0] else f"certainty {sure:.3g} is below {rule.threshold:.3g}"
+    return "" if rule.answers(np.array([sure]))[0] else f"certainty {sure:.6g} is below {rule.threshold:.6g}"

@@ -20,6 +20,7 @@ BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_m
 RANKING = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 NO_BAND = (None, None)
 NOT_TOLD = "no difference can be told"
+FEWEST = 10  # of 9 rows that differ, all but one one way, a sign test is not sure either
 
 
 class Difference(NamedTuple):
@@ -28,18 +29,20 @@ class Difference(NamedTuple):
     value: float
     low: float
     high: float
+    few: bool = False
+    """Fewer than `FEWEST` rows differ: resampling cannot tell how far chance alone would take so few."""
 
     @property
     def verdict(self) -> str:
-        """What may be said of it: nothing where the interval holds 0."""
-        if self.low <= 0 <= self.high:
+        """What may be said of it: nothing where the interval holds 0, or too few rows differ."""
+        if self.few or self.low <= 0 <= self.high:
             return NOT_TOLD
         return "higher" if self.value > 0 else "lower"
 
     @property
     def cell(self) -> str:
         """The numbers as a cell of a table."""
-        return gained(*self)
+        return gained(*self[:3])
 
 
 def difference(ours: Floats, theirs: Floats, user: Ints | None = None) -> Difference:
@@ -56,10 +59,12 @@ def difference(ours: Floats, theirs: Floats, user: Ints | None = None) -> Differ
     Example:
         >>> import numpy as np
         >>> difference(np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 1.0]))
-        Difference(value=0.5, low=0.0, high=1.0)
+        Difference(value=0.5, low=0.0, high=1.0, few=True)
     """
     users = np.arange(len(ours)) if user is None else user
-    return Difference(*Bootstrap(users).means((ours - theirs)[None])[0])
+    apart = np.count_nonzero(ours != theirs)
+    value, low, high = Bootstrap(users).means((ours - theirs)[None])[0]
+    return Difference(value, low, high, bool(apart < FEWEST))
 
 
 def table(runs: Sequence[Path], split: Split = "test") -> Rows:
