@@ -60,6 +60,7 @@ bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside w
 	$(BIN)/python benches/bench_device.py
 	$(BIN)/python benches/bench_decode.py
 	$(BIN)/python benches/bench_step.py
+	$(BIN)/python benches/bench_integrations.py
 
 docs: $(VENV)/.installed ## the documentation as a site, in site/; warnings are errors
 	$(BIN)/zensical build --strict --clean

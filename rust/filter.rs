@@ -278,7 +278,8 @@ fn ranges(positions: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
 
 impl SidTrie<'_> {
     /// The tokens of the children of each of `nodes`, `width` nodes a row, that keep an item: rows of tokens
-    /// right-padded with -1, and their width. What [`SidTrie::allowed`] lists, less what is denied.
+    /// right-padded with -1, and their width. What [`SidTrie::allowed`] lists, less what is denied; so none
+    /// for a node that keeps no item itself, which no search enters.
     ///
     /// # Errors
     ///
@@ -382,6 +383,9 @@ pub(crate) fn check_rows(filter: &Filter, num_rows: usize) -> Result<()> {
 }
 
 fn live_tokens(trie: &SidTrie<'_>, denied: Denied<'_>, node: u32) -> Vec<i64> {
+    if denied.is_dead(trie, node) {
+        return Vec::new(); // an only child would pass for alive
+    }
     let tokens = trie.children(node).tokens;
     let live = live_ranges(tokens.len(), denied.dead_children(trie, node));
     live.flat_map(|range| {

@@ -538,10 +538,6 @@ mod filter {
             .chain([vec![], catalogue[0].0.clone()]);
         for prefix in prefixes {
             let expected = live_tokens(catalogue, &prefix, &keeps);
-            let dead = expected.is_empty() && !prefix.is_empty() && prefix.len() < 2;
-            if dead {
-                continue; // no search gets there
-            }
             let (tokens, width) = trie
                 .allowed_by(&[node_of(trie, &prefix)], 1, filter)
                 .expect("a node");

@@ -571,3 +571,20 @@ def value_kept(signal, value, amount):
 def place_after(value, place):
     """Where the entry at `place` comes to stand when a list is sorted by value, highest first, equals as they were."""
     return sorted(range(len(value)), key=lambda entry: -value[entry]).index(place)
+
+
+def constrained_scores(scores, prefixes, sids, columns, temperature, eos, pad, raw=False):
+    """What a logits processor gives: per row, what may follow its prefix; `columns` None: these tokens themselves."""
+    result = []
+    for row, prefix, legal in zip(scores, prefixes, sids, strict=True):
+        following = {sid[len(prefix)] for sid in legal if len(sid) > len(prefix) and list(sid[: len(prefix)]) == prefix}
+        forced = not following
+        if forced:
+            following = {pad if eos in prefix else eos}
+        inside = following if columns is None else columns
+        total = math.log(sum(math.exp(row[token] / temperature) for token in inside))
+        value = {token: row[token] if raw else row[token] / temperature - total for token in following}
+        if forced and (columns is None or len(columns) < len(row)):  # no choice over what is normalised
+            value = dict.fromkeys(following, 0.0)
+        result.append([value.get(token, -math.inf) for token in range(len(row))])
+    return result

@@ -85,6 +85,7 @@ def test_sections_are_well_formed_and_name_real_arguments(module):
 EXPLAINED = (
     "trie beam packing advantages rewards metrics recalibration abstention data sids decode losses team lora migrate"
 )
+EXPLAINED += " integrations/transformers"
 
 
 @pytest.mark.parametrize("module", EXPLAINED.split())

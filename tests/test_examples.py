@@ -38,6 +38,14 @@ def test_trl_ugr_learns():
     assert first[-1] > 0.55
 
 
+def test_transformers_generate_stays_inside_the_trie():
+    done = run("transformers_generate.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused: `logits_processor` must be the only one")
+    assert "processor: 64 of 64 answers are items\nbeam_generate: 64 of 64 answers are items\n" in done.stdout
+    assert done.stdout.endswith("the same beams: True\n")
+
+
 def test_recommend_answers_and_abstains(pipeline):
     found = run("recommend.py", pipeline.rl, "Film 03 (1983)", "Film 04 (1984)", "-k", 3)
     assert found.returncode == 0, found.stderr

@@ -84,12 +84,12 @@ def test_nothing_comes_from_another_host(site, pages):
 
 
 def test_the_navigation_names_every_page():
-    named = re.findall(r"^ +- (?:[^#:\n]+: )?([\w/]+\.md)$", CONFIG, re.M)
+    named = re.findall(r"^ +- (?:[^#:\n]+: )?([\w/.]+\.md)$", CONFIG, re.M)
     assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def test_the_reference_goes_floor_by_floor():
-    modules = re.findall(r"api/(\w+)\.md", CONFIG.partition("api/index.md")[2])
+    modules = re.findall(r"api/([\w.]+)\.md", CONFIG.partition("api/index.md")[2])
     assert set(modules) == LAYER.keys() - {"_core"}
     assert [LAYER[module] for module in modules] == sorted(LAYER[module] for module in modules)
     for module in modules:
@@ -97,8 +97,9 @@ def test_the_reference_goes_floor_by_floor():
 
 
 def test_the_reference_says_of_a_module_what_the_module_says():
-    told = re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| (.+) \|$", (DOCS / "api" / "index.md").read_text("utf-8"), re.M)
+    told = re.findall(r"^\| \[([\w.]+)\]\(\1\.md\) \| (.+) \|$", (DOCS / "api" / "index.md").read_text("utf-8"), re.M)
     assert {module for module, _ in told} == LAYER.keys() - {"_core"}
     for module, line in told:
-        path = PACKAGE / module / "__init__.py" if (PACKAGE / module).is_dir() else PACKAGE / f"{module}.py"
+        path = PACKAGE.joinpath(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         assert (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()[0] == f"{line}."

@@ -135,7 +135,7 @@ def beam_search(
         attention_mask = torch.ones_like(input_ids)
     _check(input_ids, attention_mask, vocabulary, confidence, temperature)
     columns = head_columns(normalize, vocabulary, trie)
-    _check_tokens(trie, normalize, columns)
+    check_tokens(trie, normalize, columns)
     _check_vocabulary(model, input_ids, trie)
     if method != "beam" and normalize != "allowed":
         raise ValueError(f"`normalize` must be 'allowed' to draw with {method=}, got {normalize!r}")
@@ -166,7 +166,7 @@ def beam_search(
                 logits = runner.logits(asked.reshape(search.batch_size, search.width)).to(dtype)
                 chosen = _chosen(logits, candidates[asked], low)
                 if normalize != "allowed":
-                    chosen = _logprobs(chosen, logits, temperature)
+                    chosen = logprobs_of(chosen, logits, temperature)
                 scores[torch.from_numpy(asked)] = chosen.cpu()
             search.step(scores.numpy(), over="candidates")
             runner.follow(search.parents, search.last_tokens)
@@ -204,7 +204,17 @@ def _check(
         raise ValueError(f"`temperature` must lie in 1e-30 .. 1e30, got {temperature}")
 
 
-def _check_tokens(trie: SidTrie, normalize: Normalize, columns: tuple[int, int] | None) -> None:
+def check_tokens(trie: SidTrie, normalize: Normalize, columns: tuple[int, int] | None) -> None:
+    """Refuse a trie with tokens outside the columns that scores are normalised over.
+
+    Args:
+        trie: the semantic IDs that may be answered.
+        normalize: for the message.
+        columns: first token and one past the last; None for no limit.
+
+    Raises:
+        ValueError: there are such tokens.
+    """
     low, high = trie.token_span
     if columns is not None and not columns[0] <= low < high <= columns[1]:
         raise ValueError(
@@ -237,11 +247,20 @@ def _chosen(logits: torch.Tensor, candidates: NDArray[np.int64], low: int) -> to
     return logits.gather(1, (index - low).clamp(min=0)).masked_fill_(index < 0, -torch.inf)
 
 
-def _logprobs(chosen: torch.Tensor, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the log-probs of the chosen logits (n, C) among all (n, columns)."""
+def logprobs_of(chosen: torch.Tensor, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the log-probs of the chosen logits among all, in one pass where torch makes several.
+
+    Args:
+        chosen: (n, C) logits.
+        logits: (n, columns) all that they are normalised over.
+        temperature: both are divided by it first.
+
+    Returns:
+        (n, C).
+    """
     if temperature != 1:
         chosen, logits = chosen / temperature, logits / temperature
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:  # one pass, where torch makes several
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
         totals = _core.log_sum_exp(logits.contiguous().numpy(), torch.get_num_threads())
         return chosen - torch.from_numpy(totals).to(chosen.dtype)[:, None]
     return chosen - logits.logsumexp(1, keepdim=True)
