@@ -12,7 +12,7 @@ import torch
 import transformers
 from ugr_fast import SidTrie, group_advantages, losses, pack_prefixes, rewards
 from ugr_fast.decode import beam_search
-from ugr_fast.model import SidVocabulary, confidence_logit, packed_hidden_states, pad_left
+from ugr_fast.model import SidVocabulary, confidence_logits, packed_hidden_states, pad_left
 
 NUM_ITEMS, NUM_PROMPTS, GROUP, NUM_UPDATES = 64, 32, 16, 81
 torch.manual_seed(0)
@@ -47,8 +47,7 @@ for update in range(NUM_UPDATES):
     packed = pack_prefixes(prompts, beams.tokens, suffix=vocabulary.suffix)
     hidden = packed_hidden_states(model, packed)  # (B, T, D), the one forward pass
     logprobs = losses.token_logprobs(model, hidden, torch.from_numpy(packed.logit_index), beams.tokens)
-    ends = torch.from_numpy(packed.suffix_index)[..., None].expand(-1, -1, hidden.shape[2])
-    confidence = confidence_logit(model, hidden.gather(1, ends), vocabulary)  # (B, G)
+    confidence = confidence_logits(model, hidden, packed, vocabulary)  # (B, G)
     loss = losses.policy(logprobs, beams.logprobs, advantages, beams.tokens >= 0)
     loss = (loss + losses.confidence_alignment(confidence, hits, objective="brier")).mean()
     loss.backward()

@@ -557,3 +557,20 @@ def confidence_logit(model: Any, hidden: torch.Tensor, vocabulary: SidVocabulary
         dtype = next(model.get_output_embeddings().parameters()).dtype
         logits = head_logits(model, hidden.to(dtype), (low, high + 1))
     return logits[..., vocabulary.positive - low] - logits[..., vocabulary.negative - low]
+
+
+def confidence_logits(model: Any, hidden: torch.Tensor, packed: Packed, vocabulary: SidVocabulary) -> torch.Tensor:
+    """Return the logits of the confidences of packed candidates, read at the end of each one's suffix.
+
+    Args:
+        model: causal language model of transformers.
+        hidden: (B, nodes, D), from `packed_hidden_states`.
+        packed: prompts and candidates with `vocabulary.suffix`.
+        vocabulary: the two tokens of the confidence.
+
+    Returns:
+        (B, G), of no meaning where a candidate is absent.
+    """
+    at_end = torch.from_numpy(packed.suffix_index).to(hidden.device).clamp(min=0)  # (B, G)
+    ends = hidden.gather(1, at_end[..., None].expand(-1, -1, hidden.shape[2]))  # (B, G, D)
+    return confidence_logit(model, ends, vocabulary)

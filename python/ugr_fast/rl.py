@@ -37,7 +37,7 @@ from ugr_fast.model import (
     Catalogue,
     autocast,
     check_attention,
-    confidence_logit,
+    confidence_logits,
     packed_hidden_states,
     pad_left,
     recomputed,
@@ -470,9 +470,7 @@ def group_losses(job: Job, batch: Batch, tokens_per_group: float | None = None) 
     with autocast(job.device, config.precision):
         hidden = packed_hidden_states(model, packed, config.attention)
         logprobs, entropy = losses.token_logprobs(model, hidden, where, on["tokens"], entropy=True, **settings)
-        at_end = torch.from_numpy(packed.suffix_index).to(job.device).clamp(min=0)  # (B, G)
-        ends = hidden.gather(1, at_end[..., None].expand(-1, -1, hidden.shape[2]))  # (B, G, D)
-        logits = confidence_logit(model, ends, vocabulary)
+        logits = confidence_logits(model, hidden, packed, vocabulary)
     clipping: dict[str, Any] = {"loss": config.loss, "clip": config.clip, "clip_high": config.clip_high}
     ratios = (logprobs, on["logprobs"], on["advantages"], there)
     policy_loss = losses.policy(*ratios, delta=config.delta, tokens_per_group=tokens_per_group, **clipping)

@@ -31,7 +31,7 @@ from ugr_fast.decode import Beams, beam_search
 from ugr_fast.model import (
     Normalize,
     check_attention,
-    confidence_logit,
+    confidence_logits,
     packed_hidden_states,
     pad_left,
     takes_pattern,
@@ -467,13 +467,12 @@ class UGRTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return log-probs (B, G, T), entropies (B,) and logits of confidences (B, G) from one forward pass."""
         causal, args, vocabulary = self.accelerator.unwrap_model(model), self.args, self.vocabulary
         packed = pack_prefixes(prompts, tokens, suffix=vocabulary.suffix)
-        where, at_end = (torch.from_numpy(x).to(tokens.device) for x in (packed.logit_index, packed.suffix_index))
+        where = torch.from_numpy(packed.logit_index).to(tokens.device)
         settings: dict[str, Any] = {"normalize": args.normalize, "vocabulary": vocabulary, "trie": self.trie}
         with self.accelerator.autocast():
             hidden = packed_hidden_states(causal, packed, args.attention)  # (B, nodes, D)
             logprobs, entropy = losses.token_logprobs(causal, hidden, where, tokens, entropy=True, **settings)
-            ends = hidden.gather(1, at_end.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2]))  # (B, G, D)
-            return logprobs, entropy, confidence_logit(causal, ends, vocabulary)
+            return logprobs, entropy, confidence_logits(causal, hidden, packed, vocabulary)
 
 
 def _refuse(args: UGRConfig, others: dict[str, Any]) -> None:
