@@ -1,19 +1,24 @@
 # One command per task. Everything installs into $(VENV), which the first target that needs it makes.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DEVELOP = PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
 SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml README.md
+# On Linux, zig links against a glibc of 2012 (2.17), for which one needs a container otherwise.
+ZIG := $(if $(filter Linux,$(shell uname -s)),CARGO_ZIGBUILD_PYTHON_PATH=$(abspath $(BIN))/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow lint fmt bench docs clean
+.PHONY: help dev demo test test-slow test-wheel lint fmt bench docs wheel audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.maturin:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9.4,<2"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.maturin pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
@@ -34,8 +39,13 @@ test: $(VENV)/.built $(VENV)/.movielens ## the whole suite, Rust and Python
 	cargo test --quiet
 	$(BIN)/python -m pytest --quiet
 
-test-slow: $(VENV)/.built $(VENV)/.movielens ## what takes minutes: the demo from end to end
+test-slow: wheel $(VENV)/.built $(VENV)/.movielens ## what takes minutes: the demo from end to end, wheel and sdist
 	$(BIN)/python -m pytest --quiet -m slow
+
+test-wheel: $(VENV)/.maturin ## what is in dist/, installed where there is nothing else
+	$(BIN)/python -m pip install --quiet pytest hypothesis "abi3audit>=0.0.26,<0.1"
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/python -m pytest --quiet -m slow tests/test_install.py
 
 lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest: warnings are errors
 	cargo fmt --check
@@ -53,6 +63,7 @@ fmt: $(VENV)/.installed ## format everything
 
 bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside what one would otherwise run
 	cargo bench --quiet
+	$(BIN)/python benches/bench_import.py
 	$(BIN)/python benches/bench_trie.py
 	$(BIN)/python benches/bench_growth.py --max-items 1000000
 	$(BIN)/python benches/bench_math.py
@@ -65,6 +76,17 @@ bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside w
 docs: $(VENV)/.installed ## the documentation as a site, in site/; warnings are errors
 	$(BIN)/zensical build --strict --clean
 	@echo "to look at it, and to search: $(PYTHON) -m http.server --directory site"
+
+wheel: $(VENV)/.maturin ## an abi3 wheel for every Python from 3.10 on, and an sdist, into dist/
+	rm -rf dist
+	$(if $(ZIG),$(BIN)/python -m pip install --quiet "ziglang<1")
+	$(ZIG) $(BIN)/maturin build --release --locked --out dist $(if $(ZIG),--zig --compatibility manylinux2014)
+	$(BIN)/maturin sdist --out dist
+
+audit: $(VENV)/.installed ## vulnerabilities and licences of what we build on; needs cargo-deny and the network
+	cargo deny --all-features check
+	$(BIN)/python -m pip install --quiet "pip-audit>=2.9,<3"
+	$(BIN)/pip-audit --local --skip-editable
 
 clean: ## remove the environment and all build products
 	rm -rf $(VENV) target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so

@@ -13,6 +13,7 @@
 //! | [`calibration`] | calibration bins, equal width and equal mass |
 //! | [`ranks`] | AUROC, average precision and risk-coverage from one sort |
 //! | [`isotonic`] | the map from confidence to accuracy that never falls |
+//! | [`simd`] | the vector instructions they use here |
 //! | [`float`] | `f32` and `f64`, for the kernels that take both |
 //! | [`ints`] | whole numbers in the narrower of two types |
 //! | [`error`] | what they refuse |
@@ -36,6 +37,7 @@ mod python;
 pub mod random;
 pub mod ranks;
 pub mod reward;
+pub mod simd;
 pub mod trie;
 
 pub use error::{Error, Result};

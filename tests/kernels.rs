@@ -1975,3 +1975,10 @@ mod isotonic {
         );
     }
 }
+
+mod simd {
+    #[test]
+    fn it_is_a_set_that_the_documentation_names() {
+        assert!(["v3", "neon", "scalar"].contains(&ugr_fast::simd::name().as_str()));
+    }
+}

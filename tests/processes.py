@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows lacks it, and the fork that all of this needs
 SECONDS = 120.0  # what takes seconds hangs when it has taken this long
 IMPORTED = ("processes", "ugr_fast.rl", "ugr_fast.sft", "transformers.models.qwen3.modeling_qwen3", "pyarrow.dataset")
 
@@ -28,7 +29,7 @@ class Change:
     fits: str = ""
 
 
-def live(arguments: list, messages: Path, change: Change | None = None, *, sent=signal.SIGKILL, until=None) -> int:
+def live(arguments: list, messages: Path, change: Change | None = None, *, sent=KILL, until=None) -> int:
     """Run the command in a process and return its exit code.
 
     Args:

@@ -154,7 +154,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 
     monkeypatch.setitem(cli.COMMANDS, "recommend", (cli.RecommendConfig, unable))
     assert call("recommend", "--run", "r", "--history", "h").err == (
-        "ugr-fast: No module named 'torch'; pip install 'ugr-fast[all]'\n"
+        "ugr-fast: No module named 'torch'; pip install 'ugr-fast[train]'\n"
     )
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import ugr_fast
+from documents import README, ROOT, blocks, fenced
 
 PACKAGE = Path(ugr_fast.__file__).parent
-README = Path(__file__).parents[1] / "README.md"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 SECTIONS = ("Args", "Returns", "Raises", "Example", "Source", "Attributes", "Yields")
@@ -106,19 +106,6 @@ def test_the_api_says_what_goes_in_and_what_comes_out(module):
             assert "\nRaises:" in text, f"{module}.{name} does not say what it raises"
 
 
-def fenced(path):
-    """Blocks of a Markdown file: line number, the reason why one is not to be run, language, code."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    pattern = r"(?:<!-- skip: (?P<reason>.+?) -->\s*\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```"
-    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        yield text[: match.start("code")].count("\n") + 1, match["reason"], match["language"], match["code"]
-
-
-def blocks(path):
-    """Its Python blocks: line number, reason, code."""
-    return ((line, reason, code) for line, reason, language, code in fenced(path) if language == "python")
-
-
 def commands(code, start="ugr-fast"):
     """The arguments of every command of ours in a shell block."""
     found = re.findall(rf"^(?:{start}) (.+)$", code.replace("\\\n", " "), re.MULTILINE)
@@ -166,14 +153,21 @@ def test_configs_explain_every_setting():
                 assert said, f"{node.name}.{field.target.id} has no docstring"
 
 
-# ---- the pages of docs/, and the README beside them
+def test_every_reward_has_a_row():
+    rewards = import_module("ugr_fast.rewards")
+    for name in import_module("ugr_fast.configs").REWARDS:
+        assert f"\n| `{name}` |" in rewards.__doc__, f"the table of rewards.py lacks `{name}`"
+        assert hasattr(rewards, name)
 
-ROOT = README.parent
+
+# ---- the pages of docs/, and what lies beside the README
+
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+BESIDE = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 GUIDES = ("index", "recipes")
 """Pages whose commands are run as well."""
 LESS = "--num-beams 10 --threads 1 --device cpu".split()  # noqa: SIM905  (as one types it)
-each_page = pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", [README, *BESIDE, *PAGES], ids=lambda page: page.name)
 
 
 def run_block(code, names, page, line):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import ugr_fast
+from documents import ROOT
 
 
 def test_import_needs_numpy_alone():
@@ -22,3 +24,11 @@ def test_names():
     assert ugr_fast.metrics.__name__ == "ugr_fast.metrics"
     with pytest.raises(AttributeError, match="module 'ugr_fast' has no attribute 'nothing'"):
         _ = ugr_fast.nothing
+
+
+def test_the_version_is_that_of_cargo_and_the_changelog_knows_it():
+    release = re.search(r'^version = "(\d+\.\d+\.\d+)', (ROOT / "Cargo.toml").read_text("utf-8"), re.MULTILINE)[1]
+    assert ugr_fast.__version__.startswith(release)
+    assert f"\n## [{release}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    for name in ("pyproject.toml", "CITATION.cff"):
+        assert not re.search(r"^version\b", (ROOT / name).read_text("utf-8"), re.MULTILINE), f"{name} states one too"

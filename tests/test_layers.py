@@ -14,12 +14,12 @@ import ugr_fast
 PACKAGE = Path(ugr_fast.__file__).parent
 LAYERS = {
     0: "_core",
-    1: "arrays files progress configs trie beam packing advantages rewards metrics recalibration abstention "
+    1: "arrays files extras progress configs trie beam packing advantages rewards metrics recalibration abstention "
     "decisions data baselines",
     2: "model engines decode device losses sids lora team migrate",
     3: "run confidence recommend",
     4: "sft rl evaluate",
-    5: "report demo cli integrations.transformers integrations.trl",
+    5: "report demo doctor cli integrations.transformers integrations.trl",
 }
 LAYER = {module: number for number, modules in LAYERS.items() for module in modules.split()}
 HEAVY = {"torch", "transformers", "pyarrow", "faiss", "matplotlib", "vector_quantize_pytorch"}
@@ -108,8 +108,8 @@ def test_an_integration_uses_the_parts_and_no_job():
 
 def test_nobody_imports_the_top():
     for path in modules():
-        top = inner_imports(path) & {"cli", "demo", "report", "integrations"}
-        allowed = {"cli": {"demo", "report"}, "demo": {"report"}, "report": {"report"}}.get(
+        top = inner_imports(path) & {"cli", "demo", "doctor", "report", "integrations"}
+        allowed = {"cli": {"demo", "doctor", "report"}, "demo": {"report"}, "report": {"report"}}.get(
             name_of(path).split(".")[0], set()
         )
         assert top <= allowed, f"{path.name} imports {top - allowed}"

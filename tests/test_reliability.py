@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import tiny  # noqa: E402
 from pipeline import snapshot  # noqa: E402
-from processes import SECONDS, Change, live, waits  # noqa: E402
+from processes import KILL, SECONDS, Change, live, waits  # noqa: E402
 from ugr_fast import BeamSearch, SidTrie, _core, decode, group_advantages, metrics, pack_prefixes, rewards  # noqa: E402
 
 pytestmark = [
@@ -207,7 +207,7 @@ def test_interrupted(new_run):
     run.check_end()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(KILL, marks=pytest.mark.slow)])
 def test_interrupted_or_killed_on_the_command_line(new_run, sent):
     run = new_run("rl for long")
     command = [sys.executable, "-m", "ugr_fast.cli", *map(str, run.arguments)]

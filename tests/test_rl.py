@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ugr_fast import rl
 from ugr_fast.advantages import importance_weighted_advantages
-from ugr_fast.configs import RlConfig
+from ugr_fast.configs import REWARDS, RlConfig
 from ugr_fast.data import Rows
 from ugr_fast.lora import Reference, with_lora
 from ugr_fast.model import recomputed
@@ -320,7 +320,7 @@ def test_rewards_are_sums_of_terms_and_functions_of_ones_own():
     embeddings = np.random.default_rng(0).normal(size=(len(catalogue.item_tokens), 4))
     prompts = [catalogue.prompt(ROWS.history(row)) for row in range(len(ROWS))]
     terms = {}
-    for reward in ("match", "prefix_match", "ndcg", "ranking", "similarity", "test_rl:shortness"):
+    for reward in (*REWARDS, "test_rl:shortness"):
         job = make_job(
             dataclasses.replace(CONFIG, reward=reward),
             tiny.model(catalogue.vocabulary),

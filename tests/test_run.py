@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def test_killed_for_real_at_a_random_moment(pipeline, tmp_path):
     lines = random.randint(1, 28)
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= lines):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert call(*arguments).code == 0
     arguments[arguments.index(str(tmp_path / "cut"))] = str(tmp_path / "whole")

@@ -6,17 +6,18 @@ metrics, abstention, recommend, report` are imported on first use, so that `impo
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from importlib.metadata import version
-from types import ModuleType
+from typing import Any
 
 from ugr_fast.advantages import group_advantages, importance_weighted_advantages
 from ugr_fast.beam import BeamResult, BeamSearch, beam_search
+from ugr_fast.extras import Signpost
 from ugr_fast.packing import Packed, pack_prefixes
 from ugr_fast.recalibration import Recalibrator
 from ugr_fast.trie import Filter, SidTrie
 
-__version__ = version("ugr-fast")
+__version__: str  # read from the installed package when asked for, which takes as long as half of numpy
 
 _SUBMODULES = {
     *("decode", "device", "losses", "model", "sids", "sft", "rl", "evaluate"),
@@ -37,11 +38,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+sys.meta_path.insert(0, Signpost)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ugr-fast")
     if name in _SUBMODULES:
         return import_module(f"ugr_fast.{name}")
     raise AttributeError(f"module 'ugr_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted({*globals(), *_SUBMODULES, "__version__"})

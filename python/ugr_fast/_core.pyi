@@ -23,6 +23,7 @@ __all__ = [
     "log_loss",
     "log_sum_exp",
     "pack_prefixes",
+    "simd",
     "ugr_signal_f32",
     "ugr_signal_f64",
     "uncertainty_weighted_f32",
@@ -258,3 +259,7 @@ class Ranks:
 
 def isotonic_hard(confidence: _Singles | _Doubles, correct: NDArray[np.uint8]) -> tuple[_Doubles, _Doubles]: ...
 def isotonic_weighted(confidence: _Doubles, correct: _Doubles, weight: _Doubles) -> tuple[_Doubles, _Doubles]: ...
+
+# ---- simd: name of the vector instructions that the kernels use here
+
+def simd() -> str: ...

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ugr_fast import extras
 from ugr_fast.configs import (
     DemoConfig,
+    DoctorConfig,
     EvalConfig,
     MigrateConfig,
     PrepareConfig,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Generative recommendation that knows how sure it is.
 
 The usual order: prepare -> sids -> sft -> rl -> eval -> report, then recommend; `demo` does it all on MovieLens-100K,
-and `migrate` stands for the first two where MiniOneRec or UGR has done them.
+and `migrate` stands for the first two where MiniOneRec or UGR has done them; `doctor` tells what is installed.
 Each command has its own --help."""
 
 
@@ -123,6 +125,16 @@ def demo(config: DemoConfig) -> None:
     demo.run(config)
 
 
+def doctor(config: DoctorConfig) -> None:
+    """Tell what is installed, and what is wrong with it."""
+    from ugr_fast import doctor
+
+    found = doctor.examine()
+    print(json.dumps(dataclasses.asdict(found), indent=1) if config.json else doctor.text(found))
+    if found.problems:
+        raise ValueError("; ".join(found.problems))
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "demo": (DemoConfig, demo),
     "prepare": (PrepareConfig, prepare),
@@ -133,10 +145,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (EvalConfig, evaluate),
     "recommend": (RecommendConfig, recommend),
     "report": (ReportConfig, report),
+    "doctor": (DoctorConfig, doctor),
 }
-
-
-EXTRAS = {"torch", "transformers", "peft", "accelerate", "pyarrow", "faiss", "vector_quantize_pytorch", "matplotlib"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -156,8 +166,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("UGR_FAST_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
-            message += "; pip install 'ugr-fast[all]'"
+        if isinstance(error, ModuleNotFoundError) and (remedy := extras.install(error.name)):
+            message += f"; {remedy}"
         print(f"ugr-fast: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -360,6 +360,14 @@ class DemoConfig:
     """Threads of torch; 0 keeps torch's choice."""
 
 
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Tell what is installed: versions, extras, instructions, threads, devices; exit code 2 if something is wrong."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+
 METRIC_DEPTH = 10
 """Items from which HR and NDCG are read, so the narrowest beam that evaluation takes."""
 

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ugr_fast.configs import check
+from ugr_fast.extras import needed_for
 from ugr_fast.files import check_new_folder, new_folder, write_json
 
 if TYPE_CHECKING:
@@ -292,13 +293,11 @@ def load(folder: str | os.PathLike[str]) -> Dataset:
 
 def pyarrow() -> Any:
     """The module pyarrow with the parts used here, imported on first use."""
-    try:
+    with needed_for("reading and writing data"):
         import pyarrow
         import pyarrow.compute
         import pyarrow.csv
         import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("reading and writing data needs pyarrow: pip install ugr-fast[data]") from error
     return pyarrow
 
 

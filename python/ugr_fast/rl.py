@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 import time
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -360,29 +361,23 @@ def reward(job: Job, candidates: Candidates) -> torch.Tensor:
 
 
 def _reward(job: Job, name: str, candidates: Candidates) -> torch.Tensor:
-    config, hits, present = job.config, candidates.hits, candidates.present
-    if name == "match":
-        return hits
-    if name == "prefix_match":
-        return rewards.prefix_match(candidates.tokens, candidates.target)
-    if name == "ranking":
-        return rewards.ranking(hits, mask=present)
-    if name == "ndcg":
-        return rewards.ndcg(hits, mask=present)
-    if name == "similarity":
-        return rewards.similarity(candidates.items, candidates.target_item, job.embeddings)
+    """Return one term of the sum: of `rewards`, given what its parameters are named after, or of the user's own."""
     if ":" in name:
         team = job.learner.team  # one process asks, so that all learn from the same
-        found = _own_reward(name, candidates) if team.is_main else torch.zeros(hits.shape, dtype=torch.float64)
-        return team.of_main(found)
-    return rewards.uncertainty_weighted(
-        hits,
-        candidates.scores,
-        score=config.reward_score,
-        lengths=candidates.lengths,
-        temperature=config.reward_temperature,
-        mask=present,
-    )
+        nothing = torch.zeros(candidates.items.shape, dtype=torch.float64)
+        return team.of_main(_own_reward(name, candidates) if team.is_main else nothing)
+    function: Callable[..., torch.Tensor] = getattr(rewards, name)
+    known = {
+        **vars(candidates),
+        "hits": candidates.hits,
+        "lengths": candidates.lengths,
+        "mask": candidates.present,
+        "target_items": candidates.target_item,
+        "embeddings": job.embeddings,
+        "score": job.config.reward_score,
+        "temperature": job.config.reward_temperature,
+    }
+    return function(**{parameter: known[parameter] for parameter in signature(function).parameters})
 
 
 def _own_reward(name: str, candidates: Candidates) -> torch.Tensor:

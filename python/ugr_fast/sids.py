@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from ugr_fast import data
 from ugr_fast.configs import check
+from ugr_fast.extras import needed_for
 from ugr_fast.files import check_new_folder, new_folder, write_json
 from ugr_fast.progress import bar, say
 
@@ -276,11 +277,9 @@ def encode_texts(texts: list[str], folder: Path | None = None, batch_size: int =
         FileNotFoundError: the folder does not exist.
         ValueError: transformers cannot load it.
     """
-    try:
+    with needed_for("encoding texts"):
         import torch
         import transformers
-    except ImportError as error:
-        raise ImportError("encoding texts needs transformers: pip install ugr-fast[train]") from error
     folder = default_encoder() if folder is None else folder
     if not folder.is_dir():
         raise FileNotFoundError(f"`encoder` {folder} does not exist; it must be a local folder with a model")
@@ -327,10 +326,8 @@ def cooccurrence_embeddings(
 
     Source: O. Levy, Y. Goldberg, "Neural Word Embedding as Implicit Matrix Factorization", NeurIPS 2014.
     """
-    try:
+    with needed_for("embedding co-occurrences"):
         import torch
-    except ImportError as error:
-        raise ImportError("co-occurrence embeddings need torch: pip install ugr-fast[train]") from error
     pairs, counts = np.unique(_cooccurring(sequences, num_items, window), return_counts=True)
     if not len(pairs):
         raise ValueError("no two items of `sequences` occur together; make the codes from texts or embeddings")
@@ -385,10 +382,8 @@ def residual_kmeans(embeddings: Embeddings, levels: int, codes: int, seed: int =
         >>> bool(found[0, 0] == found[1, 0]), bool(found[0, 0] == found[2, 0]), len(np.unique(found, axis=0))
         (True, False, 4)
     """
-    try:
+    with needed_for("residual k-means"):
         import faiss
-    except ImportError as error:
-        raise ImportError("residual k-means needs faiss: pip install ugr-fast[sids]") from error
     _check_sizes(levels, codes)
     residual = _check_embeddings(embeddings, "`embeddings`").copy()
     found = np.zeros((len(residual), levels), dtype=np.int64)
@@ -432,12 +427,10 @@ def rqvae(
     Source: D. Lee et al., "Autoregressive Image Generation using Residual Quantization", CVPR 2022; S. Rajput
     et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023.
     """
-    try:
+    with needed_for("an RQ-VAE"):
         import torch
         from torch import nn
         from vector_quantize_pytorch import ResidualVQ
-    except ImportError as error:
-        raise ImportError("an RQ-VAE needs vector-quantize-pytorch: pip install ugr-fast[sids]") from error
     _check_sizes(levels, codes)
     array = _check_embeddings(embeddings, "`embeddings`")
     points = torch.from_numpy(array / max(float(np.sqrt(np.mean(array**2))), 1e-12))

@@ -23,6 +23,12 @@ impl From<Error> for PyErr {
     }
 }
 
+/// Name of the vector instructions that the kernels use here.
+#[pyfunction]
+fn simd() -> String {
+    crate::simd::name()
+}
+
 #[pymodule]
 mod _core {
     #[pymodule_export]
@@ -45,6 +51,8 @@ mod _core {
     use super::reward::{ugr_signal_f32, ugr_signal_f64};
     #[pymodule_export]
     use super::reward::{uncertainty_weighted_f32, uncertainty_weighted_f64};
+    #[pymodule_export]
+    use super::simd;
     #[pymodule_export]
     use super::trie::{PyFilter, PySidTrie};
 }
