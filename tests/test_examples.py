@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,38 @@ def test_transformers_generate_stays_inside_the_trie():
     assert done.stdout.startswith("refused: `logits_processor` must be the only one")
     assert "processor: 64 of 64 answers are items\nbeam_generate: 64 of 64 answers are items\n" in done.stdout
     assert done.stdout.endswith("the same beams: True\n")
+
+
+def test_verl_ugr_learns():
+    if find_spec("verl") is None:
+        pytest.skip("verl is not installed")
+    done = run("verl_ugr.py")
+    assert done.returncode == 0, done.stderr
+    drawn = [float(rate) for rate in re.findall(r"^update .*: (\S+)$", done.stdout, re.MULTILINE)]
+    assert drawn[0] < 0.3
+    assert drawn[-1] > 0.6
+
+
+def test_openrlhf_agent_scores_a_group():
+    if find_spec("openrlhf") is None:
+        pytest.skip("OpenRLHF is not installed")
+    done = run("openrlhf_agent.py")
+    assert done.returncode == 0, done.stderr
+    earned = re.findall(r"^\[2, 5\] +(\S+) hit$", done.stdout, re.MULTILINE)
+    missed = re.findall(r"^\[.*\] +(\S+) miss$", done.stdout, re.MULTILINE)
+    assert len(earned) + len(missed) == 16
+    assert min(map(float, earned)) > max(map(float, missed))
+
+
+def test_vllm_sids_finds_items():
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    done = run("vllm_sids.py")
+    assert done.returncode == 0, done.stderr
+    for kind in ("beams", "draws"):
+        items = [int(item) for item in re.search(rf"^{kind}: \[(.+)\]$", done.stdout, re.MULTILINE)[1].split(",")]
+        assert len(items) == 5
+        assert min(items) >= 0
 
 
 def test_recommend_answers_and_abstains(pipeline):

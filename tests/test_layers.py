@@ -19,7 +19,8 @@ LAYERS = {
     2: "model engines decode device losses sids lora team migrate",
     3: "run confidence recommend",
     4: "sft rl evaluate",
-    5: "report demo doctor cli integrations.transformers integrations.trl",
+    5: "report demo doctor cli "
+    "integrations.transformers integrations.trl integrations.verl integrations.openrlhf integrations.vllm",
 }
 LAYER = {module: number for number, modules in LAYERS.items() for module in modules.split()}
 HEAVY = {"torch", "transformers", "pyarrow", "faiss", "matplotlib", "vector_quantize_pytorch"}
