@@ -47,6 +47,22 @@ test-wheel: $(VENV)/.maturin ## what is in dist/, installed where there is nothi
 	$(BIN)/abi3audit --strict dist/*.whl
 	$(BIN)/python -m pytest --quiet -m slow tests/test_install.py
 
+.hosts/%/.installed: tests/hosts/%.txt
+	$(PYTHON) -m venv .hosts/$*
+	.hosts/$*/bin/python -m pip install --quiet numpy safetensors tyro rich pytest hypothesis -r $<
+	test ! -f tests/hosts/$*-alone.txt || .hosts/$*/bin/python -m pip install --quiet --no-deps -r tests/hosts/$*-alone.txt
+	@touch $@
+
+HOST_TEST = PYTHONPATH=python .hosts/$(1)/bin/python -m pytest --quiet -o filterwarnings= tests/test_$(2)_integration.py
+
+test-hosts: $(VENV)/.built $(addsuffix /.installed,$(addprefix .hosts/,transformers trl verl vllm)) ## integrations, an environment for each host: gigabytes
+	$(call HOST_TEST,transformers,transformers)
+	$(call HOST_TEST,trl,trl)
+	$(call HOST_TEST,verl,verl)
+	$(call HOST_TEST,vllm,vllm)
+	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(call HOST_TEST,vllm,vllm)
+	$(call HOST_TEST,vllm,openrlhf)
+
 lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
@@ -89,4 +105,4 @@ audit: $(VENV)/.installed ## vulnerabilities and licences of what we build on; n
 	$(BIN)/pip-audit --local --skip-editable
 
 clean: ## remove the environment and all build products
-	rm -rf $(VENV) target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so
+	rm -rf $(VENV) .hosts target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so
