@@ -8,7 +8,7 @@ SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml 
 ZIG := $(if $(filter Linux,$(shell uname -s)),CARGO_ZIGBUILD_PYTHON_PATH=$(abspath $(BIN))/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow test-wheel lint fmt bench docs wheel audit clean
+.PHONY: help dev demo test test-slow test-wheel test-hosts lint fmt bench docs wheel audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
