@@ -1,6 +1,6 @@
 """Recommend after items given on the command line, or say nothing where the model is not sure enough.
 
-After `make demo`: python examples/recommend.py runs/demo/rl "Star Wars (1977)" "Alien (1979)" --min-confidence 0.05
+After `make demo`: python examples/recommend.py runs/demo/rl "Star Wars (1977)" "Alien (1979)" --min-confidence 0.01
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_a_confidence_asked_for_is_that_of_the_first_item():
     found = known(HISTORIES, k=3, min_confidence=middle)
     assert np.array_equal(found.abstained, first < middle)
     assert np.array_equal(found.first, first)
-    assert all(r == "" or r.startswith("confidence ") for r in found.reasons)
+    assert all(r == "" or r.startswith("the first item is next with probability ") for r in found.reasons)
     assert known(HISTORIES, min_confidence=0.0).abstained.sum() == 0
     assert known(HISTORIES, min_confidence=1.0).abstained.sum() == 7
 
@@ -241,7 +241,7 @@ def test_recommend_abstains_on_the_command_line(pipeline):
     assert "No recommendation: nobody can be answered at a risk of 0.01: no candidate passes" in text.out
     found = json.loads(call(*arguments, "--max-risk", 0.01, "--json").out)
     assert (found["abstained"], found["items"], found["promise"]["threshold"]) == (True, [], None)
-    assert "No recommendation: confidence " in call(*arguments, "--min-confidence", 1).out
+    assert "No recommendation: the first item is next with probability " in call(*arguments, "--min-confidence", 1).out
     assert "No recommendation" not in call(*arguments, "--min-confidence", 0).out
     before = snapshot(pipeline.rl)
     for more, message in (

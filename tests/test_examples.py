@@ -86,7 +86,7 @@ def test_recommend_answers_and_abstains(pipeline):
     unsure = run("recommend.py", pipeline.rl, "Film 03 (1983)", "--min-confidence", 1)
     assert unsure.returncode == 1
     assert unsure.stdout == ""
-    assert re.fullmatch(r"no recommendation: confidence \S+ is below 1.0\n", unsure.stderr)
+    assert re.fullmatch(r"no recommendation: the first item is next with probability \S+, below 1.0\n", unsure.stderr)
     unknown = run("recommend.py", pipeline.rl, "No such film")
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("recommend: `history` names 'No such film'")

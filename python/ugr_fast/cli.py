@@ -236,6 +236,12 @@ def _print_recommendations(found: Recommendations) -> None:
         console.print(f"No recommendation: {found.reasons[0]}.", markup=False, soft_wrap=True)
     else:
         console.print(table)
+        if found.first[0] == found.first[0]:
+            console.print(
+                f"The first is next with probability {found.first[0]:.4g} (user level, what --min-confidence goes by); "
+                "the column is of each item by itself (candidate level).",
+                soft_wrap=True,
+            )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from threading import get_ident
 from typing import Any
 
 CHECKSUMS = "SHA256SUMS"
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # there is no other way to read it
 _LEFTOVER = re.compile(r"\..+?\.(\d+)(?:\.\d+)?\.tmp")  # name, process and, for a file, thread
 _UNWRITABLE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR)
@@ -61,6 +63,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         with writing(path):
             yield temporary
             _sync(temporary)
+            _share(temporary)
             os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -87,6 +90,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
+                    _share(file)
             if path.exists():
                 path.rmdir()
             temporary.rename(path)
@@ -274,6 +278,11 @@ def read_json_lines(path: Path) -> list[Any]:
             if number < len(lines):
                 raise ValueError(f"{path} is not JSON in line {number} ({error}); remove that line") from error
     return kept
+
+
+def _share(path: Path) -> None:
+    """Let others read a file as they may read any new one: some writers make theirs for the owner alone."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def _sync(path: Path) -> None:

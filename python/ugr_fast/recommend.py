@@ -238,8 +238,11 @@ class Recommendation(NamedTuple):
     """One recommended item."""
 
     item: int
+    """Its number."""
     id: str
+    """Its original id."""
     title: str
+    """Its title, to show."""
     score: float
     """Log-likelihood of its semantic ID."""
     confidence: float
@@ -473,7 +476,12 @@ class Recommender:
             reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]
         if min_confidence is not None:
             reasons = [
-                reason or ("" if sure >= min_confidence else f"confidence {sure:.6g} is below {min_confidence}")
+                reason
+                or (
+                    ""
+                    if sure >= min_confidence
+                    else f"the first item is next with probability {sure:.6g}, below {min_confidence}"
+                )
                 for reason, sure in zip(reasons, first.tolist(), strict=True)
             ]
         abstained = np.array([reason != "" for reason in reasons], bool)
