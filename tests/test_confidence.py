@@ -78,7 +78,7 @@ def test_a_promise_made_with_its_own_choices_is_kept():
     many = world(n=60_000, seed=999)
     broken, answered = 0, 0
     for seed in range(100):
-        valid = world(n=1500, seed=seed)
+        valid = world(n=2500, seed=seed)
         choosing, _ = decisions.halves(valid.users)
         known = Confidence(HOW, decisions.choose(valid.take(choosing)), valid)
         rule = known.promise(0.7, k=1, delta=0.1)
