@@ -6,6 +6,7 @@ They get a real signal: as soon as the parent sees something, or right before a 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -71,11 +72,11 @@ def _live(arguments: list[str], messages: Path, change: Change | None, sent: int
 
 def _signal_before(change: Change, sent: int) -> None:
     """Let this process get a signal right before it makes the change."""
-    others = iter(range(change.number))
+    numbers = itertools.count()  # one signal, not one more before every change that follows
 
     def hook(event: str, args: tuple) -> None:
         described = _describe(event, args)
-        if described and re.search(change.fits, described) and next(others, None) is None:
+        if described and re.search(change.fits, described) and next(numbers) == change.number:
             os.kill(os.getpid(), sent)
 
     sys.addaudithook(hook)

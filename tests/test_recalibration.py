@@ -61,6 +61,11 @@ def test_isotonic_equals_the_reference(samples):
     assert (np.diff(fitted) >= 0).all()
 
 
+def test_isotonic_stays_between_the_smallest_outcomes():
+    fitted = Recalibrator("isotonic").fit([0.0], [5e-324], [0.3])
+    assert fitted(np.array([0.0]))[0] == 5e-324
+
+
 @given(HARD_SAMPLES, st.sampled_from([np.float32, np.float64]))
 def test_isotonic_of_hits_is_exact(samples, dtype):
     c, y = columns(samples)

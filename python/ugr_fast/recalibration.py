@@ -352,7 +352,9 @@ def _fit_isotonic(samples: _Samples, options: Recalibrator) -> Parameters:
     if w is None and y.dtype == np.uint8:
         knots, value = _core.isotonic_hard(c, y)
     else:
-        knots, value = _core.isotonic_weighted(c.astype(np.float64), y.astype(np.float64), samples.weights)
+        y = y.astype(np.float64)
+        knots, value = _core.isotonic_weighted(c.astype(np.float64), y, samples.weights)
+        value = value.clip(y.min(), y.max())  # products of weights and the smallest numbers there are vanish
     return {"confidence": knots, "value": value, "step": np.array(float(options.step))}
 
 
