@@ -53,7 +53,8 @@ test-wheel: $(VENV)/.maturin ## what is in dist/, installed where there is nothi
 	test ! -f tests/hosts/$*-alone.txt || .hosts/$*/bin/python -m pip install --quiet --no-deps -r tests/hosts/$*-alone.txt
 	@touch $@
 
-HOST_TEST = PYTHONPATH=python .hosts/$(1)/bin/python -m pytest --quiet -o filterwarnings= tests/test_$(2)_integration.py
+HOST_TEST = PYTHONPATH=python .hosts/$(1)/bin/python -m pytest --quiet -o filterwarnings= \
+	tests/test_$(2)_integration.py tests/test_examples.py -k "$(2)"
 
 test-hosts: $(VENV)/.built $(addsuffix /.installed,$(addprefix .hosts/,transformers trl verl vllm)) ## integrations, an environment for each host: gigabytes
 	$(call HOST_TEST,transformers,transformers)
