@@ -64,6 +64,9 @@ def test_isotonic_equals_the_reference(samples):
 def test_isotonic_stays_between_the_smallest_outcomes():
     fitted = Recalibrator("isotonic").fit([0.0], [5e-324], [0.3])
     assert fitted(np.array([0.0]))[0] == 5e-324
+    c, y, w = np.zeros(2), [0.0, 1.1125369292536007e-308], [1e-5, 1e-5]
+    once = Recalibrator("isotonic").fit(c, y, w)(c)
+    assert Recalibrator("isotonic").fit(c, once, w)(c).tolist() == once.tolist() == [0, 0]
 
 
 @given(HARD_SAMPLES, st.sampled_from([np.float32, np.float64]))

@@ -353,8 +353,9 @@ def _fit_isotonic(samples: _Samples, options: Recalibrator) -> Parameters:
         knots, value = _core.isotonic_hard(c, y)
     else:
         y = y.astype(np.float64)
-        knots, value = _core.isotonic_weighted(c.astype(np.float64), y, samples.weights)
-        value = value.clip(y.min(), y.max())  # products of weights and the smallest numbers there are vanish
+        worth = np.where(y < 1e-100, 0, y)  # times a weight, it might be too small a number to be exact
+        knots, value = _core.isotonic_weighted(c.astype(np.float64), worth, samples.weights)
+        value = value.clip(y.min(), y.max())
     return {"confidence": knots, "value": value, "step": np.array(float(options.step))}
 
 
