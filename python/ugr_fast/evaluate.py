@@ -28,7 +28,7 @@ from ugr_fast.decisions import Bootstrap, Choices, How, Outcomes, Source, read_o
 from ugr_fast.files import write_json
 from ugr_fast.model import autocast
 from ugr_fast.progress import bar, say
-from ugr_fast.recommend import Ranking, beam_of_items, outcomes_of, rank, ranking_metrics, ranking_per_row
+from ugr_fast.recommend import Ranking, outcomes_of, rank, ranking_metrics, ranking_per_row
 from ugr_fast.run import Run, choose_device, set_threads
 from ugr_fast.team import Team
 
@@ -103,6 +103,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     ranking = job.rank(rows, config.split)
     outcomes = outcomes_of(ranking, job.catalogue, rows.item, rows.user)
     known = _confidence(job, dataset, outcomes)
+    sequences = data.sequences(dataset.train)
+    counts = baselines.popularity(sequences.items, dataset.num_items)
     chose, rest = decisions.halves(known.valid.users)
     measured, apart = (outcomes.take(rest), outcomes.take(chose)) if config.split == "valid" else (outcomes, outcomes)
     found = {
@@ -111,12 +113,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "num_users": len(np.unique(rows.user)),
         "ranking": ranking_metrics(ranking, job.catalogue, rows.item),
         "intervals": intervals(ranking, job.catalogue, rows.item, rows.user),
-        "reach": reach(ranking.items, dataset),
+        "reach": reach(ranking.items, counts),
         **confidence_metrics(measured, known.choices),
         "decisions": {"chosen_on": len(chose), "rows": len(measured), **_decisions(known, measured)},
         "promises": _promises(known, apart, config),
-        "baselines": baseline_metrics(dataset, rows, embeddings),
-        "examples": examples(ranking, known.candidate(outcomes), job.catalogue, dataset, rows),
+        "baselines": baseline_metrics(sequences, counts, rows, embeddings),
+        "examples": examples(ranking, outcomes, known.candidate(outcomes), dataset, rows),
     }
     if job.team.is_main:
         _write(job, known, outcomes, rows, found)
@@ -225,14 +227,13 @@ def intervals(ranking: Ranking, catalogue: Catalogue, targets: np.ndarray, user:
     return {name: ends for name, (_, *ends) in zip(per_row, means, strict=True)}
 
 
-def reach(items: np.ndarray, dataset: data.Dataset, k: int = METRIC_DEPTH) -> dict[str, float]:
+def reach(items: np.ndarray, counts: np.ndarray, k: int = METRIC_DEPTH) -> dict[str, float]:
     """Return how much of the catalogue is recommended to anybody, and how popular what is recommended was in training.
 
     A model that wins by recommending hits only has a small coverage and a high popularity.
     """
-    counts = baselines.popularity(data.sequences(dataset.train).items, dataset.num_items)
     return {
-        f"coverage@{k}": metrics.catalogue_coverage(items, dataset.num_items, k),
+        f"coverage@{k}": metrics.catalogue_coverage(items, len(counts), k),
         f"popularity@{k}": float(np.nanmean(metrics.mean_popularity(items, counts, k))),
     }
 
@@ -334,16 +335,15 @@ def curve(coverage: np.ndarray, risk: np.ndarray) -> dict[str, list[float]]:
 
 
 def baseline_metrics(
-    dataset: data.Dataset, rows: data.Rows, embeddings: np.ndarray | None = None
+    sequences: data.Sequences, counts: np.ndarray, rows: data.Rows, embeddings: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
     """Return HR, NDCG and reach of popularity, last-item Markov and, with item embeddings, cosine + Markov.
 
-    All are counted on the training split.
+    All are counted on `sequences`, those of the training split, in which each item occurs `counts` (num_items,) times.
     """
-    sequences = data.sequences(dataset.train)
     models: dict[str, baselines.Popularity | baselines.Markov | baselines.CosineMarkov] = {
-        "popularity": baselines.Popularity(sequences, dataset.num_items),
-        "markov": baselines.Markov(sequences, dataset.num_items),
+        "popularity": baselines.Popularity(sequences, len(counts)),
+        "markov": baselines.Markov(sequences, len(counts)),
     }
     if embeddings is not None:
         models["cosine_markov"] = baselines.CosineMarkov(sequences, embeddings)
@@ -354,17 +354,15 @@ def baseline_metrics(
             f"{label}@{k}": float(metric(ranked, rows.item, k).mean())
             for k in (1, 3, 5, 10)
             for label, metric in (("hr", metrics.recall_at), ("ndcg", metrics.ndcg_at))
-        } | reach(ranked, dataset)
+        } | reach(ranked, counts)
     return found
 
 
 def examples(
-    ranking: Ranking, calibrated: np.ndarray, catalogue: Catalogue, dataset: data.Dataset, rows: data.Rows
+    ranking: Ranking, outcomes: Outcomes, calibrated: np.ndarray, dataset: data.Dataset, rows: data.Rows
 ) -> list[dict[str, Any]]:
     """Return a readable sample of users: history, the ten first recommendations with confidence, what came next."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:NUM_EXAMPLES])
-    shown = Ranking(**{name: values[chosen] for name, values in vars(ranking).items()})
-    beams = beam_of_items(shown, catalogue)
     return [
         {
             "user": int(rows.user[row]),
@@ -373,14 +371,14 @@ def examples(
             "recommended": [
                 {
                     "title": dataset.titles[item],
-                    "confidence": float(shown.confidence[place, beams[place, at]]),
-                    "likelihood": float(np.exp(shown.scores[place, beams[place, at]])),
+                    "confidence": float(outcomes.confidence[row, at]),
+                    "likelihood": float(np.exp(outcomes.scores[row, at])),
                     "calibrated": float(calibrated[row, at]),
                     "hit": bool(item == rows.item[row]),
                 }
-                for at, item in enumerate(shown.items[place, :METRIC_DEPTH])
+                for at, item in enumerate(ranking.items[row, :METRIC_DEPTH])
                 if item >= 0
             ],
         }
-        for place, row in enumerate(chosen)
+        for row in chosen
     ]
