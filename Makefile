@@ -8,7 +8,7 @@ SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml 
 ZIG := $(if $(filter Linux,$(shell uname -s)),CARGO_ZIGBUILD_PYTHON_PATH=$(abspath $(BIN))/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow test-wheel test-hosts lint fmt bench docs wheel audit clean
+.PHONY: help dev demo test test-slow test-wheel test-hosts sanitize lint fmt bench docs wheel audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ test-hosts: $(VENV)/.built $(addsuffix /.installed,$(addprefix .hosts/,transform
 	$(call HOST_TEST,vllm,vllm)
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(call HOST_TEST,vllm,vllm)
 	$(call HOST_TEST,vllm,openrlhf)
+
+# With a target, only our code is instrumented and not the macros of the compiler; its stack frames grow several times.
+sanitize: ## the Rust tests under AddressSanitizer: about two minutes; needs a nightly Rust
+	RUSTFLAGS=-Zsanitizer=address RUST_MIN_STACK=16777216 \
+		cargo +nightly test --quiet --lib --test kernels --target $$(rustc +nightly --print host-tuple)
 
 lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest: warnings are errors
 	cargo fmt --check

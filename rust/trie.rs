@@ -32,7 +32,8 @@ use crate::{Error, Result};
 /// The largest token that a SID may hold.
 pub const MAX_TOKEN: u32 = u32::MAX - 1;
 
-/// The longest SID. It bounds what a hostile file can make [`SidTrie::sids`] allocate per item.
+/// The longest SID. It bounds what a hostile file can make [`SidTrie::sids`] allocate per item, and the stack that
+/// [`changes`] take: some 300 bytes per token.
 pub const MAX_DEPTH: usize = 1024;
 
 /// Right padding of token rows, and the node of a prefix outside the trie.

@@ -10,6 +10,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import in_threads
 from torch.utils._python_dispatch import TorchDispatchMode
 from ugr_fast import BeamSearch, SidTrie
 from ugr_fast.decode import beam_search
@@ -404,6 +405,20 @@ def test_wrong_calls_are_refused():
         full.step(torch.zeros(2, 2), over="candidates")
     with pytest.raises(ValueError, match=r"`normalize` must be a range of the 3 columns, got \(1, 9\)"):
         full.step(torch.zeros(2, 3))
+
+
+def test_a_second_thread_is_refused_during_a_step(monkeypatch):
+    search = DeviceSearch(DeviceTrie(SidTrie.build([[0], [1]]), "cpu"), 1, 2)
+    scores = torch.tensor([[0.5, 0.25]]).log()
+
+    def meanwhile(*_) -> None:
+        monkeypatch.undo()
+        with pytest.raises(RuntimeError, match="`step` must be called by one thread at a time"):
+            in_threads(lambda: search.step(scores.flip(1)))
+
+    monkeypatch.setattr(search, "_check_scores", meanwhile)
+    search.step(scores)
+    assert search.result().items.tolist() == [[0, 1]]
 
 
 def test_properties_follow_the_search():

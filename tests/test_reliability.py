@@ -24,6 +24,7 @@ pytest.importorskip("transformers")
 import tiny  # noqa: E402
 from pipeline import snapshot  # noqa: E402
 from processes import KILL, SECONDS, Change, live, waits  # noqa: E402
+from threads import in_threads  # noqa: E402
 from ugr_fast import BeamSearch, SidTrie, _core, decode, group_advantages, metrics, pack_prefixes, rewards  # noqa: E402
 
 pytestmark = [
@@ -291,23 +292,6 @@ class Answers(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> dict[str, bytes]:
         return answers(self.trie, number)
-
-
-def in_threads(*functions) -> list:
-    """Start the functions at once, each in a thread of its own, and return their results."""
-    together, results = threading.Barrier(len(functions)), [None] * len(functions)
-
-    def call(index: int) -> None:
-        together.wait(SECONDS)
-        results[index] = functions[index]()
-
-    threads = [threading.Thread(target=call, args=(index,), daemon=True) for index in range(len(functions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-        assert not thread.is_alive(), "hangs"
-    return results
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning")

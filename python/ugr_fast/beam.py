@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -24,6 +25,8 @@ Method: TypeAlias = Literal["beam", "stochastic", "sample"]
 Normalizer: TypeAlias = Literal["full", "allowed"] | tuple[int, int]
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _MAX_SIZE = 2**32 - 1
+BUSY = "`step` must be called by one thread at a time, and another is in it; give each thread a search of its own"
+"""What a search refuses a second thread with. To wait for its turn would not help: its scores are for other beams."""
 
 
 class Settings(TypedDict, total=False):
@@ -113,6 +116,8 @@ class BeamSearch:
     Order: score descending, then parent ascending, then token ascending. -inf forbids a token. A beam
     that ends early (SIDs of different lengths) is carried on unchanged and competes with its score.
 
+    A search is one thread's. Tries and filters are everyone's, at once, as are arrays that nobody writes to meanwhile.
+
     Args:
         trie: the catalogue; no SID may be a prefix of another.
         batch_size: B, the number of independent searches.
@@ -185,6 +190,7 @@ class BeamSearch:
         check_filter(filter, trie, batch_size)
         self._filter_inner = None if filter is None else filter._inner
         self._check_settings()
+        self._turn = RLock()  # so that a thread comes back after an interrupt, which may keep it from letting go
         self._rule: tuple[int, _core.StepRule] | None = None
         self._nodes = np.zeros((batch_size, 1), np.int64)
         self._live = np.ones((batch_size, 1), np.bool_)
@@ -311,7 +317,7 @@ class BeamSearch:
             ValueError: NaN or +inf in what is read, a wrong shape, or fewer columns than tokens or `normalize` need;
                 the search stays as it was.
             TypeError: another dtype, or not the one of the first step.
-            RuntimeError: if the search is done.
+            RuntimeError: if the search is done, or another thread is at a step of it.
 
         Example:
             >>> search = BeamSearch(SidTrie.build([[3], [5]]), batch_size=1, num_beams=2)
@@ -322,6 +328,14 @@ class BeamSearch:
 
         Source: docs/trie.md; the kernel is rust/beam.rs.
         """
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError(BUSY)
+        try:
+            self._step(scores, over)
+        finally:
+            self._turn.release()
+
+    def _step(self, scores: NDArray[Any], over: str) -> None:
         if self._done:
             raise RuntimeError("`step` has nothing left to extend; the search is done, call `result`")
         scores = self._checked(scores, over)

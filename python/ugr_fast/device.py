@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ugr_fast.arrays import at_least
-from ugr_fast.beam import check_filter, check_over, is_normalizer
+from ugr_fast.beam import BUSY, check_filter, check_over, is_normalizer
 from ugr_fast.trie import SidTrie, _lists
 
 if TYPE_CHECKING:
@@ -360,6 +361,7 @@ class DeviceSearch:
         self.trie, self.batch_size, self.num_beams = trie, batch_size, num_beams
         self.filter, self.normalize, self.temperature = filter, normalize, temperature
         self._check_settings()
+        self._turn = RLock()
         self._moves: list[_Move] = []
         roots = torch.zeros((batch_size, 1), dtype=torch.int64, device=trie.device)
         self._level = self._enter(roots, roots.float(), roots + trie.num_items)
@@ -443,7 +445,7 @@ class DeviceSearch:
         Raises:
             ValueError: a wrong shape or device, or no column for some token of the trie.
             TypeError: another dtype.
-            RuntimeError: if the search is done.
+            RuntimeError: if the search is done, or another thread is at a step of it.
 
         Example:
             >>> search = DeviceSearch(DeviceTrie(SidTrie.build([[3], [5]]), "cpu"), 1, 2)
@@ -454,6 +456,14 @@ class DeviceSearch:
 
         Source: docs/trie.md.
         """
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError(BUSY)
+        try:
+            self._step(scores, over)
+        finally:
+            self._turn.release()
+
+    def _step(self, scores: Tensor, over: str) -> None:
         self._check_scores(scores, over)
         level = self._level
         columns = scores.detach().reshape(*level.nodes.shape, scores.shape[1])  # (B, W, V or C)

@@ -109,6 +109,16 @@ impl Stored {
         };
         Ok(py.detach(|| work(arrays)))
     }
+
+    /// The index of the items, made by whoever needs it first.
+    fn index(&self, py: Python<'_>) -> PyResult<&Index> {
+        if let Some(index) = self.index.get() {
+            return Ok(index);
+        }
+        let made = self.read(py, Index::new)?; // of several threads that make one, the first is kept
+        // Kept while we hold the interpreter: a child forked in between would wait for a thread that it does not have.
+        Ok(self.index.get_or_init(|| made))
+    }
 }
 
 impl PySidTrie {
@@ -128,16 +138,8 @@ impl PySidTrie {
         py: Python<'_>,
         work: impl FnOnce(SidTrie<'_>, &(dyn Fn(i64) -> Option<u32> + Sync)) -> R + Send,
     ) -> PyResult<R> {
-        let (index, changes) = (&self.stored.index, self.changes.as_deref());
+        let (index, changes) = (self.stored.index(py)?, self.changes.as_deref());
         self.stored.read(py, |base| {
-            // Not `get_or_init`: a child that is forked meanwhile would wait for a thread that it does not have.
-            let made = index.get().is_none().then(|| Index::new(base));
-            let made = made.and_then(|made| index.set(made).err()); // another thread was first
-            let Some(index) = index.get().or(made.as_ref()) else {
-                unreachable!("it was set above");
-            };
-            let known = index.known();
-            let base = Arrays { known, ..base };
             work(SidTrie { base, changes }, &|item| {
                 index.slot(item, base.items)
             })
