@@ -8,7 +8,7 @@ SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml 
 ZIG := $(if $(filter Linux,$(shell uname -s)),CARGO_ZIGBUILD_PYTHON_PATH=$(abspath $(BIN))/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow test-wheel test-hosts sanitize lint fmt bench docs wheel audit clean
+.PHONY: help dev demo test test-slow test-wheel test-hosts sanitize fuzz lint fmt bench docs wheel audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,18 @@ sanitize: ## the Rust tests under AddressSanitizer: about two minutes; needs a n
 	RUSTFLAGS=-Zsanitizer=address RUST_MIN_STACK=16777216 \
 		cargo +nightly test --quiet --lib --test kernels --target $$(rustc +nightly --print host-tuple)
 
+$(VENV)/.fuzzers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet "atheris>=3,<4"
+	cargo install --quiet --locked --root $(VENV) cargo-fuzz@0.13.2
+	@touch $@
+
+SECONDS_EACH ?= 600
+fuzz: $(VENV)/.built $(VENV)/.fuzzers ## damage whatever comes from outside, SECONDS_EACH for each reader; needs nightly Rust
+	for target in trie events data sids run report migrate arrays changes; do \
+		PATH=$(abspath $(BIN)):$$PATH PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_files.py $$target \
+			-max_total_time=$(SECONDS_EACH) -rss_limit_mb=4096 -timeout=60 || exit 1; \
+	done
+
 lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
@@ -111,4 +123,4 @@ audit: $(VENV)/.installed ## vulnerabilities and licences of what we build on; n
 	$(BIN)/pip-audit --local --skip-editable
 
 clean: ## remove the environment and all build products
-	rm -rf $(VENV) .hosts target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so
+	rm -rf $(VENV) .hosts target tests/fuzz/target dist site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis python/ugr_fast/*.so

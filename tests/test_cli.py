@@ -317,7 +317,7 @@ def test_sids(pipeline, tmp_path, more, message):
     [
         ("item", 1, "`item` 1 occurs more than once"),
         ("item", 40, "`item` must be the numbers 0..39"),
-        ("code_0", -1, "`code_0` must be at least 0"),
+        ("code_0", -1, "`code_0` must lie in 0..16777215"),
         ("code_1", None, "`code_1` is null in row 0"),
     ],
 )

@@ -423,3 +423,18 @@ def test_a_column_name_twice_is_refused(tmp_path):
     (tmp_path / "events.csv").write_text("user,item,user,timestamp\n1,2,3,4\n")
     with pytest.raises(ValueError, match=r"events.csv has 2 columns `user`; rename all but one"):
         data.prepare(PrepareConfig(tmp_path / "events.csv", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("place", ["value", "name"])
+def test_text_that_is_no_utf8_is_refused_with_its_file(tmp_path, place):
+    """A parquet file promises UTF-8, and nothing keeps its promise."""
+    events = pa.table(
+        {"user": ["aaaaaaaa"] * 3, "item": ["x", "y", "z"], "timestamp": [1, 2, 3], "note": ["bbbbbbbb"] * 3}
+    )
+    pq.write_table(events, tmp_path / "events.parquet", compression="none", store_schema=False)
+    content = (tmp_path / "events.parquet").read_bytes()
+    old, new = (b"aaaaaaaa", b"aa\xffaaaaa") if place == "value" else (b"note", b"n\xffte")
+    assert old in content
+    (tmp_path / "events.parquet").write_bytes(content.replace(old, new))
+    with pytest.raises(ValueError, match=r"events.parquet is not a readable parquet file .*; make it again"):
+        data.prepare(PrepareConfig(tmp_path / "events.parquet", tmp_path / "out", core=1))

@@ -201,7 +201,8 @@ def test_an_evaluation_with_embeddings_compares_with_one_without(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_beams": "ten"}, {"num_beams": -3}, {"normalize": "no"}, {"precision": "int8"}]
+    "change",
+    [{"num_beams": "ten"}, {"num_beams": -3}, {"num_beams": 10**12}, {"normalize": "no"}, {"precision": "int8"}],
 )
 def test_a_way_to_rank_that_there_is_not_is_refused(run, change):
     how, valid = read_outcomes(run / "confidence.safetensors")

@@ -16,6 +16,8 @@ from ugr_fast.files import (
     new_file,
     new_folder,
     read_json,
+    read_json_lines,
+    read_object,
     write_checksums,
     write_json,
     writing,
@@ -97,6 +99,38 @@ def test_json_that_is_missing_or_malformed_names_its_maker(tmp_path):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"a.json is not readable JSON .*; make it again with `ugr-fast x`"):
             read_json(tmp_path / "a.json", "ugr-fast x")
+
+
+DEEP = b"[" * 100_000
+NO_USE = {"deep": DEEP, "long": b"9" * 5000, "half": b'"\\ud800"'}
+
+
+@pytest.mark.parametrize("content", NO_USE.values(), ids=NO_USE)
+def test_json_of_no_use_is_refused_like_what_is_none(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.json is not readable JSON .*; make it again with `ugr-fast x`"):
+        read_json(path, "ugr-fast x")
+    path.write_bytes(content + b"\n{}\n")
+    with pytest.raises(ValueError, match=r"a.json is not JSON in line 1 .*; remove that line"):
+        read_json_lines(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"step": "3"}', '{"step": true}', '{"step": 3.0}'])
+def test_an_object_has_its_fields_or_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"a.json must be an object with `step` \(int\), got .*; make it .* `ugr-fast x`"
+    ):
+        read_object(tmp_path / "a.json", "ugr-fast x", step=int)
+    (tmp_path / "a.json").write_text('{"step": 3, "more": null}')
+    assert read_object(tmp_path / "a.json", "ugr-fast x", step=int) == {"step": 3, "more": None}
+
+
+def test_a_line_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n3\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl is not JSON in line 2 \(not an object: 3\); remove that line"):
+        read_json_lines(tmp_path / "a.jsonl")
 
 
 @given(st.binary(min_size=1, max_size=40), st.data())

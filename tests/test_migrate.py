@@ -214,6 +214,12 @@ BAD = {  # what is done to which file, and what is said
     "no code": ("*.index.json", index_of(lambda i: i["2"].append("<d_>")), "item '2' must be .*got '<d_>' at level 3"),
     "zeros": ("*.index.json", index_of(lambda i: i["2"].append("<d_01>")), "got '<d_01>' at level 3"),
     "huge": ("*.index.json", index_of(lambda i: i["2"].append("<d_9999999999>")), "got '<d_9999999999>' at level 3"),
+    "beyond a model": (
+        "*.index.json",
+        index_of(lambda i: i["2"].append("<d_99999999>")),
+        "got '<d_99999999>' at level",
+    ),
+    "half": ("*.item.json", lambda s: '{"0": {"title": "\\ud800"}}', r"is not readable JSON \(it holds half of a char"),
     "wrong level": ("*.index.json", index_of(lambda i: i["0"].reverse()), "item '0' must be .*got '<c_7>' at level 0"),
     "two spellings": (
         "*.index.json",

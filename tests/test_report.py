@@ -408,6 +408,9 @@ def test_ranks_that_do_not_fit_the_evaluation_are_told(runs):
         ("eval-test.json", '{"num_rows": 1', "make it again with `ugr-fast eval"),
         ("eval-test.json", "[]", "lacks how, num_rows.*ugr-fast eval"),
         ("config.json", '{"command": "rl"}', "lacks settings, environment"),
+        ("config.json", '{"command": "rl", "settings": 1, "environment": {}}', "must have objects for settings"),
+        ("best.json", "[]", "must be an object"),
+        ("metrics.jsonl", '3\n{"step": 2}\n', "is not JSON in line 1"),
         ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n', "is not JSON in line 2"),
     ],
 )
@@ -416,6 +419,25 @@ def test_altered_files_are_named(runs, name, text, message):
     with pytest.raises(ValueError, match=message) as error:
         report.table(runs)
     assert str(runs[1] / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found | {"num_beams": []},
+        lambda found: found | {"examples": [3]},
+        lambda found: found | {"baselines": None},
+        lambda found: found | {"ranking": 3},
+        lambda found: found | {"decisions": {}},
+    ],
+)
+def test_an_evaluation_with_altered_insides_is_named(runs, tmp_path, change):
+    edit(runs[1] / "eval-test.json", change)
+    message = "eval-test.json must hold what `ugr-fast eval` writes, and one does not .*; evaluate again"
+    with pytest.raises(ValueError, match=message) as error:
+        report.write(ReportConfig(runs=runs, out=tmp_path / "report"))
+    assert str(runs[1] / "eval-test.json") in str(error.value)
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_run_without_logs_is_still_reported(tmp_path):

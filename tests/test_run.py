@@ -20,8 +20,9 @@ pytest.importorskip("transformers")
 import tiny  # noqa: E402
 import ugr_fast  # noqa: E402
 from pipeline import call, snapshot  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
 from ugr_fast import configs, files, rl, sft  # noqa: E402
+from ugr_fast.recommend import Recommender  # noqa: E402
 from ugr_fast.run import Learner, Run, choose_device, load_model, set_threads  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -247,6 +248,86 @@ def test_catalogue_round_trip(tmp_path):
     run.check_items(names)
     with pytest.raises(ValueError, match=r"`data` has 'x' as item 3, and run .* trained on 'item 3' there"):
         run.check_items([*names[:3], "x", *names[4:]])
+
+
+ALTERED = {  # file, what becomes of it, what is said
+    "titles": (
+        "items.json",
+        lambda o: o | {"titles": o["titles"][1:]},
+        "does not hold a title and an id of every item",
+    ),
+    "names": ("items.json", lambda o: o | {"ids": [[]] * 30}, "does not hold a title and an id of every item"),
+    "fewer": (
+        "items.json",
+        lambda o: {name: o[name][1:] for name in o},
+        r"must name 30 items, those with codes, got 29",
+    ),
+    "list": ("items.json", lambda o: [o], r"items.json must be an object with `titles` \(list\)"),
+    "prefix": ("vocabulary.json", lambda o: o | {"prefix": ["x"]}, "`prefix` must hold whole numbers"),
+    "suffix": ("vocabulary.json", lambda o: o | {"suffix": []}, "levels and suffix must not be empty"),
+    "level": ("vocabulary.json", lambda o: o | {"level_sizes": 5}, "`level_sizes` must hold whole numbers"),
+    "token": ("vocabulary.json", lambda o: o | {"positive": 2**40}, "`positive` must hold whole numbers"),
+    "size": ("vocabulary.json", lambda o: o | {"size": 7}, "`size` must be above every token"),
+    "rows": ("vocabulary.json", lambda o: o | {"size": 99}, "must have an embedding for each of 99 tokens, got 20"),
+    "settings": ("config.json", lambda o: o | {"settings": 3}, "does not describe a run"),
+    "history": ("config.json", lambda o: o | {"settings": {"history": None}}, "must have a `history` of 1 or more"),
+    "best": ("best.json", lambda o: {"step": "1"}, r"best.json must be an object with `step` \(int\)"),
+}
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_files_that_somebody_altered_and_sealed_anew_are_refused(tmp_path, case):
+    run = new_run(tmp_path / "run")
+    run.save_checkpoint(1, made(), {}, {"step": 1})
+    name, change, message = ALTERED[case]
+    path = run.folder / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    files.write_checksums(run.folder, ["config.json", "vocabulary.json", "codes.safetensors", "items.json"])
+    with pytest.raises(ValueError, match=message):
+        Recommender.load(run.folder, "cpu")
+
+
+@pytest.mark.parametrize("codes", [np.zeros((30, 3)), np.zeros(30, np.int32)])
+def test_codes_of_another_kind_are_refused(tmp_path, codes):
+    run = new_run(tmp_path / "run")
+    save_file({"codes": codes}, run.folder / "codes.safetensors")
+    with pytest.raises(ValueError, match=r"codes.safetensors .*`codes` must be whole numbers \(num_items, L\), got"):
+        run.load_codes()
+
+
+@pytest.mark.parametrize("state", ["[]", '{"step": 1}', '{"step": 1, "best": {}}', "[" * 9999])
+def test_a_state_of_another_kind_is_refused(tmp_path, state):
+    run = new_run(tmp_path / "run")
+    run.save_checkpoint(1, made(), {}, {"step": 1})
+    (run.checkpoint(1) / "state.json").write_text(state)
+    (run.checkpoint(1) / files.CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=r"state.json .*; remove .*step-00000001 to go on from what came before"):
+        run.resume(made())
+
+
+def test_a_line_of_metrics_without_a_step_is_refused(tmp_path):
+    run = new_run(tmp_path / "run")
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl must have a `step` in every line, got .*loss.* in 2; remove it"
+    ):
+        run.resume(made())
+
+
+def test_a_model_of_no_use_is_refused_in_one_kind(tmp_path):
+    made().model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"initializer_range": 0}, {"hidden_act": "/silu"}, {"layer_types": ["x", "y"]}):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=r"model .* is truncated or altered .*; make it again"):
+            load_model(tmp_path, CPU)
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone(tmp_path):
+    run = new_run(tmp_path / "run")
+    run.save_checkpoint(1, made(), {}, {"step": 1})
+    shutil.copytree(run.checkpoint(1), run.folder / "checkpoints" / "step-00000001 copy")
+    assert run.steps() == [1]
 
 
 # --------------------------------------------------------------------------------------------------- directories

@@ -184,3 +184,5 @@ def test_warm_start_places_like_items_alike_and_leaves_the_rest():
     assert model.get_output_embeddings().weight is table
     sft.warm_start(model, vocabulary, [], scale=1.0)
     assert torch.equal(table[:5], before[:5])
+    with pytest.raises(ValueError, match=r"`vectors` must be one for each of \(3, 2, 2\) codes, got \(3, 1\); make"):
+        sft.warm_start(model, vocabulary, [vectors[0], vectors[1][:1]], scale=1.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from ugr_fast import data, sids
 from ugr_fast.configs import PrepareConfig, SidsConfig
 
@@ -174,8 +175,9 @@ def test_codes_of_one_variant_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"item": [0, 1], "code_0": [0, -1]}, "`code_0` must be at least 0, .*got -1 in row 1"),
-        ({"item": [0, 1], "code_0": [0, 1], "code_1": [-2, 0]}, "`code_1` must be at least 0, .*got -2 in row 0"),
+        ({"item": [0, 1], "code_0": [0, -1]}, "`code_0` must lie in 0..16777215, .*got -1 in row 1"),
+        ({"item": [0, 1], "code_0": [0, 1], "code_1": [-2, 0]}, "`code_1` must lie in 0..16777215, .*got -2 in row 0"),
+        ({"item": [0, 1], "code_0": [0, 2**24]}, "`code_0` must lie in 0..16777215, .*got 16777216 in row 1"),
         ({"item": [0, 1], "code_0": [0, 1], "code_1": [0, -1], "code_2": [0, 3]}, "got 3 in row 1"),
         ({"item": [0, 1], "code_0": [0, None]}, "`code_0` is null in row 1"),
         ({"item": [0, 2], "code_0": [0, 1]}, "got 2 in row 1"),
@@ -315,6 +317,39 @@ def test_code_vectors_are_written_beside_the_codes(folder, tmp_path):
     (tmp_path / "out" / "vectors.safetensors").write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"vectors.safetensors is truncated or altered"):
         sids.load_code_vectors(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([np.ones((2, 3)), np.ones((2, 4))], r"its levels must have one dim, got \[\(2, 3\), \(2, 4\)\]"),
+        ([np.ones((2, 3, 1))], r"`level_0` must have shape \(num_items, dim\), got \(2, 3, 1\)"),
+        ([np.ones((2, 3)), np.full((1, 3), np.nan)], r"`level_1` holds NaN or infinity in row 0"),
+    ],
+)
+def test_code_vectors_of_no_use_are_refused(tmp_path, levels, message):
+    save_file({f"level_{i}": level for i, level in enumerate(levels)}, tmp_path / "vectors.safetensors")
+    with pytest.raises(ValueError, match=rf"vectors.safetensors is truncated or altered \({message}.*make it again"):
+        sids.load_code_vectors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (12, 5",  # a bracket that nothing closes
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (12, 'x'), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (12, -5), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (12, 4611686018427387904), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (12, 5), }",
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, embeddings, header):
+    np.save(tmp_path / "e.npy", embeddings)
+    content = (tmp_path / "e.npy").read_bytes()
+    lies = content[:8] + len(header).to_bytes(2, "little") + header.encode() + content[128:]
+    (tmp_path / "e.npy").write_bytes(lies)
+    with pytest.raises(ValueError, match=r"e.npy is not a readable .npy file of numbers .*; use numpy.save"):
+        sids.load_embeddings(tmp_path / "e.npy", 12)
 
 
 def test_collisions_of_shorter_sids_are_told_apart_where_these_end():

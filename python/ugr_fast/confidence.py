@@ -90,6 +90,10 @@ class Confidence:
         try:
             how, choices = found["how"], Choices.from_json(found["choices"])
             saved, valid = read_outcomes(run.folder / OUTCOMES)
+            if valid.scores.shape[1] != how["num_beams"]:
+                raise ValueError(
+                    f"`num_beams` must be {valid.scores.shape[1]}, as of its lists, got {how['num_beams']}"
+                )
             checkpoint = run.checkpoint_of()
             fits = saved == how and how.items() >= checkpoint.items()
             check(EvalConfig(run.folder, run.folder, **{name: how[name] for name in SEARCH}))

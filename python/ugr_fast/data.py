@@ -310,7 +310,8 @@ def read_parquet(path: Path, required: tuple[str, ...], optional: tuple[str, ...
         present = pa.parquet.read_schema(path).names
         _check_columns(path, required, present)
         table = pa.parquet.read_table(path, columns=[*required, *(c for c in optional if c in present)])
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a readable parquet file ({reason}); make it again") from error
     if not table.num_rows:

@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ugr_fast.arrays import Array, to_numpy
-from ugr_fast.files import new_file
+from ugr_fast.files import new_file, parse_json
 from ugr_fast.recalibration import Method, Recalibrator
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -158,7 +158,7 @@ def read_outcomes(path: Path) -> tuple[How, Outcomes]:
     try:
         with safe_open(path, framework="numpy") as file:
             outcomes = Outcomes.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return json.loads((file.metadata() or {})["how"]), outcomes
+            return parse_json((file.metadata() or {})["how"]), outcomes
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is truncated or altered ({error}); remove it and evaluate again") from error
 
@@ -272,7 +272,7 @@ class Choices:
             }
             known = cls(values["signal"], dict(values["aggregate"]), dict(values["weight"]), **levels)
             well = known.signal in known.user.keys() & known.candidate.keys() & known.aggregate.keys()
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"`values` must be what `Choices.to_json` returns, got {sorted(values)}") from error
         if not well or not set(known.aggregate.values()) <= AGGREGATES.keys():
             raise ValueError(f"`values` must name sources and aggregates, got {known.signal!r}, {known.aggregate}")

@@ -61,7 +61,7 @@ class Job:
 
     def rows(self, dataset: data.Dataset, split: str) -> data.Rows:
         """The rows of a split, with histories as long as in training."""
-        rows: data.Rows = getattr(dataset, split).latest(self.run.config["settings"]["history"])
+        rows: data.Rows = getattr(dataset, split).latest(self.run.history)
         return rows
 
     def how(self, rows: data.Rows) -> How:

@@ -186,6 +186,34 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    r"""Parse JSON as `json.loads` does, and refuse all that has no use with one kind of error.
+
+    Args:
+        text: the JSON.
+        options: of `json.loads`.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, a number too long, half of a character.
+
+    Example:
+        >>> parse_json('{"a": [1]}')
+        {'a': [1]}
+        >>> parse_json('"\ud800"')
+        Traceback (most recent call last):
+        ...
+        ValueError: it holds half of a character
+    """
+    try:
+        found = json.loads(text, **options)
+        json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a character") from error
+    return found
+
+
 def read_json(path: Path, maker: str) -> Any:
     """Read a JSON file; `maker` is the command that writes it, for the message.
 
@@ -196,9 +224,23 @@ def read_json(path: Path, maker: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `{maker}` makes it")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not readable JSON ({error}); make it again with `{maker}`") from error
+
+
+def read_object(path: Path, maker: str, **fields: type) -> dict[str, Any]:
+    """Read a JSON file that is an object with these fields, each exactly of its type.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or a field is missing or of another type.
+    """
+    found = read_json(path, maker)
+    if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in fields.items()):
+        wanted = ", ".join(f"`{name}` ({kind.__name__})" for name, kind in fields.items()) or "any fields"
+        raise ValueError(f"{path} must be an object with {wanted}, got {str(found)[:60]}; make it again with `{maker}`")
+    return found
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
@@ -263,21 +305,28 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line; [] if there is none, and a last line that was cut off is dropped.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; [] if there is none, and a last line that was cut off is dropped.
 
     Raises:
-        ValueError: another line is not JSON.
+        ValueError: another line is no JSON object.
     """
-    kept: list[Any] = []
+    kept: list[dict[str, Any]] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            kept.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            kept.append(_object(line))
+        except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"{path} is not JSON in line {number} ({error}); remove that line") from error
     return kept
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"not an object: {text[:60]}")
+    return found
 
 
 def _share(path: Path) -> None:

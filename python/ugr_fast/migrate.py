@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import glob
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from ugr_fast import data, sids
 from ugr_fast.configs import check
-from ugr_fast.files import check_new_folder, new_folder
+from ugr_fast.files import check_new_folder, new_folder, parse_json
 from ugr_fast.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def migrate(config: MigrateConfig) -> dict[str, int]:
             message names the file and the item or row.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> from ugr_fast.configs import MigrateConfig
         >>> folder = Path(tempfile.mkdtemp())
         >>> index = {str(item): [f"<a_{item // 2}>", f"<b_{item % 2}>"] for item in range(4)}
@@ -197,8 +196,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return found
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except ValueError as error:
         raise ValueError(f"{path} is not readable JSON ({error}); make it again") from error
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} must hold an object with an entry for each item, got {str(found)[:40]}")
@@ -218,7 +217,7 @@ def _read_index(path: Path) -> Index:
 def _codes(index: Index, path: Path) -> NDArray[np.int64]:
     """Return the codes (num_items, L) of "<a_12>" or, as constrained k-means writes them, "<|a_12|>"."""
     bars = "|" if next(iter(index.values()))[0].startswith("<|") else ""
-    pattern = re.compile(rf"<{re.escape(bars)}([a-z])_(0|[1-9]\d{{0,8}}){re.escape(bars)}>")
+    pattern = re.compile(rf"<{re.escape(bars)}([a-z])_(0|[1-9]\d{{0,6}}){re.escape(bars)}>")
     codes = []
     for item, tokens in index.items():
         parsed = [pattern.fullmatch(token) for token in tokens]

@@ -26,6 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ugr_fast.files import parse_json
 from ugr_fast.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -154,12 +155,37 @@ class SidVocabulary:
 
     @classmethod
     def load(cls, path: Path) -> SidVocabulary:
-        """Read what `save` wrote."""
-        fields: dict[str, Any] = json.loads(path.read_text())
+        """Read what `save` wrote.
+
+        Raises:
+            TypeError: other fields.
+            ValueError: not JSON, or a field that is no token, or not as many as there must be.
+        """
+        fields: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         named: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
-        return cls(**named)
+        read = cls(**named)
+        read.check()
+        return read
+
+    def check(self) -> None:
+        """Refuse what is no vocabulary.
+
+        Raises:
+            ValueError: a field is of another type, or a token is none of the `size`.
+        """
+        lists = {name: getattr(self, name) for name in ("level_sizes", "prefix", "separator", "suffix")}
+        numbers = {name: getattr(self, name) for name in ("base", "positive", "negative", "pad", "size")}
+        for name, values in (lists | {name: (value,) for name, value in numbers.items()}).items():
+            if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 2**32 for value in values):
+                raise ValueError(f"`{name}` must hold whole numbers in 0 .. 2**32 - 1, got {str(values)[:60]}")
+        last = max(self.positive, self.negative, self.pad, *self.prefix, *self.separator, *self.suffix)
+        if max(last, self.sid_range[1] - 1) >= self.size or not (self.level_sizes and self.suffix):
+            raise ValueError(
+                f"`size` must be above every token, and levels and suffix must not be empty, got {self.size}, "
+                f"{last}, {self.sid_range}, {self.suffix}"
+            )
 
 
 @dataclass(frozen=True)

@@ -344,7 +344,7 @@ class Recommender:
         opened = Run.open(Path(run))
         titles, ids = opened.load_items()
         model = opened.load_model(choose_device(device))
-        known = cls(model, opened.load_catalogue(), titles, ids, opened.config["settings"]["history"])
+        known = cls(model, opened.load_catalogue(), titles, ids, opened.history)
         try:
             known.confidence = Confidence.load(opened)
         except FileNotFoundError as error:

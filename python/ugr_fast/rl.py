@@ -228,7 +228,7 @@ def prepare(config: RlConfig, model: Any, catalogue: Catalogue, team: Team) -> J
 def _check(config: RlConfig, start: Run, ids: list[str]) -> int:
     """Return the longest history of the fine-tuned run, which must know the same items."""
     start.check_items(ids)
-    history: int = start.config["settings"]["history"]
+    history = start.history
     if config.history not in (None, history):
         raise ValueError(f"`history` must be that of the fine-tuned run, {history}, got {config.history}")
     for name in reward_terms(config.reward):

@@ -59,6 +59,7 @@ from ugr_fast.files import (
     new_folder,
     read_json,
     read_json_lines,
+    read_object,
     remove_folder,
     remove_leftovers,
     write_checksums,
@@ -332,7 +333,8 @@ class Run:
         """
         run = cls(Path(folder))
         config = run.config
-        if not isinstance(config, dict) or not {"command", "settings", "environment"} <= config.keys():
+        kinds = {"command": str, "settings": dict, "environment": dict}
+        if not isinstance(config, dict) or any(type(config.get(name)) is not kind for name, kind in kinds.items()):
             raise ValueError(f"{run.folder / 'config.json'} does not describe a run; name one that `ugr-fast sft` made")
         with _altered("make the run again"):
             check_checksums(run.folder)
@@ -358,6 +360,18 @@ class Run:
     def config(self) -> dict[str, Any]:
         """What `create` wrote."""
         return read_json(self.folder / "config.json", "ugr-fast sft")  # type: ignore[no-any-return]
+
+    @property
+    def history(self) -> int:
+        """The longest history that the model was trained on.
+
+        Raises:
+            ValueError: the settings do not say.
+        """
+        found = self.config["settings"].get("history")
+        if type(found) is not int or found < 1:
+            raise ValueError(f"{self.folder / 'config.json'} must have a `history` of 1 or more, got {found!r}")
+        return found
 
     # ------------------------------------------------------------------------------------------- catalogue
 
@@ -390,19 +404,30 @@ class Run:
         Raises:
             ValueError: one of its files is missing, truncated or altered.
         """
+        codes, names = self.load_codes(), self.load_items()[1]
+        if len(codes) != len(names):
+            raise ValueError(
+                f"{self.folder / 'items.json'} must name {len(codes)} items, those with codes, got {len(names)}; "
+                "make the run again"
+            )
+        return Catalogue.build(self._vocabulary(), codes)
+
+    def _vocabulary(self) -> SidVocabulary:
         path = self.folder / "vocabulary.json"
         try:
-            vocabulary = SidVocabulary.load(path)
+            return SidVocabulary.load(path)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is missing, truncated or altered ({error}); make the run again") from error
-        return Catalogue.build(vocabulary, self.load_codes())
 
     def load_codes(self) -> np.ndarray:
         """Return the codes (num_items, L)."""
         path = self.folder / "codes.safetensors"
         try:
-            return load_arrays(path)["codes"].astype(np.int64)
-        except (OSError, SafetensorError, KeyError) as error:
+            codes = load_arrays(path)["codes"]
+            if codes.dtype.kind != "i" or codes.ndim != 2:
+                raise ValueError(f"`codes` must be whole numbers (num_items, L), got {codes.dtype} {codes.shape}")
+            return codes.astype(np.int64)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is missing, truncated or altered ({error}); make the run again") from error
 
     def check_items(self, ids: list[str]) -> None:
@@ -427,11 +452,11 @@ class Run:
     def load_items(self) -> tuple[list[str], list[str]]:
         """Return titles and original ids, by item number."""
         path = self.folder / "items.json"
-        items = read_json(path, "ugr-fast sft")
-        try:
-            return items["titles"], items["ids"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold titles and ids; make the run again") from error
+        items = read_object(path, "ugr-fast sft", titles=list, ids=list)
+        titles, ids = items["titles"], items["ids"]
+        if len(titles) != len(ids) or not all(isinstance(name, str) for name in (*titles, *ids)):
+            raise ValueError(f"{path} does not hold a title and an id of every item; make the run again")
+        return titles, ids
 
     # --------------------------------------------------------------------------------------------- metrics
 
@@ -457,8 +482,19 @@ class Run:
         self._board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; a last line that was cut off is dropped."""
-        return read_json_lines(self.folder / "metrics.jsonl")
+        """Return the lines of metrics.jsonl; a last line that was cut off is dropped.
+
+        Raises:
+            ValueError: a line that `log` did not write.
+        """
+        path = self.folder / "metrics.jsonl"
+        lines = read_json_lines(path)
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line.get("step"), int):
+                raise ValueError(
+                    f"{path} must have a `step` in every line, got {str(line)[:60]} in {number}; remove it"
+                )
+        return lines
 
     def _forget_after(self, step: int) -> None:
         """Drop metrics of steps that will run again."""
@@ -474,7 +510,8 @@ class Run:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, ascending."""
-        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
+        names = (path.name[5:] for path in (self.folder / "checkpoints").glob("step-*"))
+        return sorted(int(name) for name in names if name.isdecimal())  # no copy that somebody made
 
     def save_checkpoint(self, step: int, learner: Learner, state: dict[str, Any], best: dict[str, Any]) -> None:
         """Write a checkpoint, whole or not at all, and remove those that are neither the last nor the best.
@@ -532,7 +569,9 @@ class Run:
         """Load the checkpoint in `folder` into `learner` and return its state."""
         with _altered(f"remove {folder} to go on from what came before it"):
             check_checksums(folder)
-            state: dict[str, Any] = read_json(folder / "state.json", "ugr-fast sft")
+            state = read_object(folder / "state.json", "ugr-fast sft", step=int, best=dict)
+            if not isinstance(state["best"].get("step"), int):
+                raise ValueError(f"{folder / 'state.json'} must have a best `step`, got {str(state['best'])[:60]}")
             tensors = load_tensors(folder / "state.safetensors")
             missing, unexpected = _load_weights(learner.used, folder / "model")
             learner.restore(tensors)
@@ -543,7 +582,7 @@ class Run:
     def best(self) -> dict[str, Any] | None:
         """Return the step that was best on valid, and its metrics; None before the first validation."""
         path = self.folder / "best.json"
-        return read_json(path, "ugr-fast sft") if path.exists() else None
+        return read_object(path, "ugr-fast sft", step=int) if path.exists() else None
 
     def load_model(self, device: torch.device, which: str = "best") -> Any:
         """Load the model of the best or the last checkpoint, in eval mode.
@@ -555,7 +594,13 @@ class Run:
         folder = self.model_folder(which)
         with _altered(f"remove {folder.parent}, or repeat the command that made the run"):
             check_checksums(folder.parent)
-        return load_model(folder, device)
+        model = load_model(folder, device)
+        rows, size = len(model.get_input_embeddings().weight), self._vocabulary().size
+        if rows < size:
+            raise ValueError(
+                f"model {folder} must have an embedding for each of {size} tokens, got {rows}; make the run again"
+            )
+        return model
 
     def model_folder(self, which: str = "best") -> Path:
         """Return where the model of the best or the last checkpoint lies.
@@ -631,7 +676,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
     try:
         with _no_bars():
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except Exception as error:  # transformers says in many types what it does not take
         raise ValueError(f"model {folder} is truncated or altered ({_first_line(error)}); make it again") from error
     return model.to(device).eval()
 
@@ -641,7 +686,7 @@ def _altered(remedy: str) -> Iterator[None]:
     """Say of any error in reading a checkpoint what to do about it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{_first_line(error)}; {remedy}") from error
 
 

@@ -142,6 +142,11 @@ def warm_start(model: Any, vocabulary: SidVocabulary, vectors: list[np.ndarray],
     """
     if not vectors:
         return
+    rows = tuple(len(level) for level in vectors)
+    if rows != vocabulary.level_sizes[: len(rows)]:
+        raise ValueError(
+            f"`vectors` must be one for each of {vocabulary.level_sizes} codes, got {rows}; make the semantic IDs again"
+        )
     table = model.get_input_embeddings().weight
     deviation = table.detach().std()
     centred = [torch.from_numpy(level - level.mean(0)) for level in vectors]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Codes = NDArray[np.int64]
 Embeddings = NDArray[np.float32]
 VECTORS = "vectors.safetensors"
+MAX_CODE = 2**24 - 1  # a model has a token for every code up to the largest
 
 
 def build(config: SidsConfig) -> dict[str, Any]:
@@ -140,9 +141,12 @@ def load_code_vectors(folder: str | os.PathLike[str]) -> list[Embeddings]:
     if not path.exists():
         return []
     try:
-        levels = load_file(path)
-        return [levels[f"level_{i}"] for i in range(len(levels))]
-    except (OSError, SafetensorError, KeyError) as error:
+        found = load_file(path)
+        levels = [_check_embeddings(found[f"level_{i}"], f"`level_{i}`") for i in range(len(found))]
+        if len({level.shape[1] for level in levels}) > 1:
+            raise ValueError(f"its levels must have one dim, got {[level.shape for level in levels]}")
+        return levels
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is truncated or altered ({error}); make it again with `ugr-fast sids`") from error
 
 
@@ -174,12 +178,12 @@ def read_codes(path: Path, columns: tuple[str, ...] = (), key: str = "item", var
     order = data.catalogue_order(table, key, path)
     levels = [data.integers(data.column_of(table, name, path), name, path) for name in columns]
     codes: Codes = np.stack(levels, axis=1)
-    wrong = codes < np.where(np.arange(codes.shape[1]) > 0, -1, 0)
+    wrong = (codes < np.where(np.arange(codes.shape[1]) > 0, -1, 0)) | (codes > MAX_CODE)
     wrong[:, 1:] |= (codes[:, 1:] >= 0) & (codes[:, :-1] < 0)
     if wrong.any():
         row, level = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{path}: `{columns[level]}` must be at least 0, or −1 after an item's last level, "
+            f"{path}: `{columns[level]}` must lie in 0..{MAX_CODE}, or be −1 after an item's last level, "
             f"got {codes[row, level]} in row {row}"
         )
     return codes[order]
@@ -228,7 +232,7 @@ def load_embeddings(path: Path, num_items: int) -> Embeddings:
         raise FileNotFoundError(f"`embeddings` {path} does not exist")
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a header that is no literal fails as Python's own parser does, or in arithmetic
         raise ValueError(f"{path} is not a readable .npy file of numbers ({error}); use numpy.save") from error
     if array.dtype.kind != "f" or array.ndim != 2 or len(array) != num_items:
         rule = f"must hold a floating-point array ({num_items}, dim), a row per item"

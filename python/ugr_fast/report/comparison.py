@@ -10,7 +10,7 @@ import numpy as np
 
 from ugr_fast.decisions import Bootstrap, Ints
 from ugr_fast.report.blocks import Block, heading, note, numbers
-from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs
+from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs, told
 from ugr_fast.report.tables import DASH, MARK, Rows, gained, measured, number, percent
 
 FOOTNOTE = (
@@ -82,7 +82,9 @@ def table(runs: Sequence[Path], split: Split = "test") -> Rows:
         FileNotFoundError: a folder is no run, or was not evaluated.
         ValueError: runs that were evaluated on different rows, or by an older version.
     """
-    return comparison_table(read_runs(runs, split), intervals=False)
+    found = read_runs(runs, split)
+    with told(runs, split):
+        return comparison_table(found, intervals=False)
 
 
 def comparison_table(runs: list[EvaluatedRun], *, intervals: bool = True) -> Rows:

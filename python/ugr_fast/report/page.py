@@ -11,7 +11,7 @@ from ugr_fast.files import check_new_folder, new_folder
 from ugr_fast.report import comparison, confidence, decisions, settings, training, users
 from ugr_fast.report.blocks import Block, bullets
 from ugr_fast.report.figures import DARK, RUN_COLOURS, STYLE, VARIABLES, require_matplotlib, slug
-from ugr_fast.report.read import EvaluatedRun, Split, read_runs
+from ugr_fast.report.read import EvaluatedRun, Split, read_runs, told
 
 if TYPE_CHECKING:
     from ugr_fast.configs import ReportConfig
@@ -45,7 +45,7 @@ def write(config: ReportConfig) -> Path:
     if not _holds_report(out):
         check_new_folder(out)
     runs = read_runs(config.runs, config.split)
-    with matplotlib.rc_context(STYLE):
+    with told(config.runs, config.split), matplotlib.rc_context(STYLE):
         blocks = compose(runs, config.split)
     _publish(out, f"{TITLE}: {', '.join(run.label for run in runs)}", blocks)
     return config.out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from ugr_fast.configs import RlConfig
 from ugr_fast.decisions import Outcomes, hit, ndcg, read_outcomes
-from ugr_fast.files import read_json, read_json_lines
+from ugr_fast.files import read_json, read_json_lines, read_object
 
 Split = Literal["valid", "test"]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -119,13 +120,32 @@ def read_runs(folders: Sequence[Path], split: Split = "test") -> list[EvaluatedR
         raise ValueError(f"`runs` must name at least one run directory, each once, got {[*map(str, folders)]}")
     named = zip(map(Path, folders), _labels(paths), strict=True)
     runs = [_read_run(folder, label, number, split) for number, (folder, label) in enumerate(named)]
-    for run in runs[1:]:
-        if _rows_seen(run) != _rows_seen(runs[0]):
+    with told(folders, split):
+        seen = [_rows_seen(run) for run in runs]
+    for run, rows in zip(runs, seen, strict=True):
+        if rows != seen[0]:
             raise ValueError(
                 f"`runs` must be evaluated on the same rows, and {run.label} and {runs[0].label} were not; "
                 "evaluate both again on one `data`"
             )
     return runs
+
+
+@contextmanager
+def told(folders: Sequence[Path], split: Split) -> Iterator[None]:
+    """Say of any error in what evaluations wrote where to look and what to do.
+
+    Raises:
+        ValueError: that, in place of the error.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        paths = ", ".join(str(folder / f"eval-{split}.json") for folder in folders)
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{paths} must hold what `ugr-fast eval` writes, and one does not ({reason}); evaluate again"
+        ) from error
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -136,6 +156,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 def _read_run(folder: Path, label: str, number: int, split: Split) -> EvaluatedRun:
     config = read_json(folder / "config.json", "ugr-fast sft")
     _require(config, ("command", "settings", "environment"), folder / "config.json", "train again")
+    if not (isinstance(config["settings"], dict) and isinstance(config["environment"], dict)):
+        raise ValueError(f"{folder / 'config.json'} must have objects for settings and environment; train again")
     command = f"ugr-fast eval --run {folder} --data {config['settings'].get('data', 'DATA')}"
     command += "" if split == "test" else f" --split {split}"
     path = folder / f"eval-{split}.json"
@@ -147,7 +169,7 @@ def _read_run(folder: Path, label: str, number: int, split: Split) -> EvaluatedR
         number=number,
         config=config,
         lines=read_json_lines(folder / "metrics.jsonl"),
-        best=read_json(best, "ugr-fast sft") if best.exists() else {},
+        best=read_object(best, "ugr-fast sft") if best.exists() else {},
         found=found,
         ranks=told.rank,
         users=told.users,

@@ -1,0 +1,5 @@
+#![no_main]
+
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::arrays(data));
