@@ -1,4 +1,4 @@
-"""From a folder as MiniOneRec and UGR lay it out to a policy trained with their rewards; ten seconds on one core.
+"""From a folder as MiniOneRec and UGR lay it out to a policy trained with their rewards; under a minute on one core.
 
 40 toys in five clusters; users walk round one, a step or two at a time. With a folder of your own, start at `migrate`.
 """
@@ -14,7 +14,8 @@ from ugr_fast import evaluate, rl, sft
 from ugr_fast.configs import EvalConfig, MigrateConfig, RlConfig, SftConfig
 from ugr_fast.migrate import migrate
 
-root = Path(tempfile.mkdtemp())
+folder = tempfile.TemporaryDirectory()  # gone when this ends
+root = Path(folder.name)
 theirs = root / "Toys"
 theirs.mkdir()
 index = {item: [f"<a_{item // 8}>", f"<b_{item % 8 // 4}>", f"<c_{item % 4}>"] for item in range(40)}

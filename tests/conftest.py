@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ settings.load_profile("default")
 
 def pytest_addoption(parser):
     parser.addoption("--data-dir", type=Path, default=None, help="folder of the real data sets")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary(tmp_path_factory):
+    """Where all processes that tests start keep temporary files, such as torch's launcher its logs: gone afterwards."""
+    tmp_path_factory.getbasetemp()  # pytest's own, which stay for a look at what failed
+    with (
+        tempfile.TemporaryDirectory(prefix="ugr-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in ("TMPDIR", "TEMP", "TMP"):
+            patch.setenv(name, folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

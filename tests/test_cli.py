@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -96,6 +97,66 @@ def test_report_names_what_it_wrote(pipeline, tmp_path):
     assert (tmp_path / "report" / "report.md").is_file()
 
 
+def test_eval_prints_tables_of_what_it_wrote(pipeline, tmp_path):
+    run, items = copied(pipeline.rl, tmp_path), tmp_path / "items.npy"
+    np.save(items, np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+    how = ["--num-beams", 10, "--threads", 1]
+    done = call("eval", "--run", run, "--data", pipeline.data, *how, "--embeddings", items)
+    found = json.loads((run / "eval-test.json").read_text())
+    lines = done.out.splitlines()
+    assert max(map(len, lines[:-3])) <= 80
+    assert "…" not in done.out  # nothing is cut off
+    shown = {line.split()[0]: line.split()[1:] for line in lines if line}
+    plain = lambda value, digits=4: f"{value:.{digits}f}".removeprefix("0")  # noqa: E731
+    for name in ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10"):
+        cells, key = shown[name], name.lower()
+        levels = [(found["ranking"][level + key], *found["intervals"][level + key]) for level in ("", "sid_")]
+        expected = [[plain(value), f"({plain(low)}–{plain(high)})"] for value, low, high in levels]
+        assert [cells[:2], cells[2:4]] == expected
+        assert cells[4:] == [plain(found["baselines"][of][key]) for of in ("popularity", "markov", "cosine_markov")]
+    for source in ("confidence", "likelihood"):
+        user = found[source]["user"]
+        assert [shown[source][at] for at in (0, 2, 4)] == [
+            plain(value, 3) for value in (user["before"]["ece"], user["after"]["ece"], user["before"]["auroc"])
+        ]
+    assert lines[-3:] == [
+        f"Written: {run / 'eval-test.json'}, with all other numbers",
+        f"Next:    ugr-fast report {run}",
+        f"         ugr-fast recommend --run {run} --history '...'",
+    ]
+
+
+def test_eval_says_where_confidences_are_untrained(pipeline, tmp_path):
+    run = copied(pipeline.sft, tmp_path)
+    done = call("eval", "--run", run, "--data", pipeline.data, "--split", "valid", "--num-beams", 10, "--threads", 1)
+    assert "confidence (untrained) " in done.out
+    assert f"ugr-fast report {run} --split valid\n" in done.out
+
+
+def test_a_misspelt_title_is_told_before_torch_is_loaded(pipeline):
+    code = f"""
+import sys
+from ugr_fast.cli import main
+try:
+    main(["recommend", "--run", {str(pipeline.rl)!r}, "--history", "The Third Man"])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr.startswith("ugr-fast: `history` names 'The Third Man'")
+
+
+@pytest.mark.parametrize("arguments", [["rl", "--help"], ["doctor", "--json"]])
+def test_a_reader_that_goes_is_no_error(arguments):
+    command = [sys.executable, "-m", "ugr_fast.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+    process.stderr.close()
+
+
 def test_in_a_process_of_its_own(pipeline, tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-m", "ugr_fast.cli"]
     arguments = ["recommend", "--run", str(pipeline.rl), "--history", HISTORY, "--json"]
@@ -131,8 +192,36 @@ def test_evaluation_repeats_itself(pipeline, tmp_path):
 def test_version_help_and_unknown_commands(capsys):
     cli.main(["--version"])
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
-    for arguments, code in ((["--help"], 0), (["sft", "--help"], 0), (["fly"], 2), ([], 2)):
-        assert call(*arguments).code == code
+    for arguments in (["--help"], ["sft", "--help"]):
+        assert call(*arguments).code == 0
+
+
+EVAL = ["eval", "--run", "r", "--data", "d"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {demo, prepare, .*}; see: ugr-fast --help"),
+        (["fly"], "Unrecognized options: fly; Available subcommands: demo, .*, doctor; see: ugr-fast --help"),
+        (["rl", "--out", "o"], "Missing from ugr-fast rl: --run PATH --data PATH; see: ugr-fast rl --help"),
+        ([*EVAL, "--bogus", "3"], "Unrecognized options: --bogus, 3; see: ugr-fast eval --help"),
+        ([*EVAL, "--splt", "valid"], "Unrecognized options: --splt, valid; .*--split.*; see: ugr-fast eval --help"),
+        ([*EVAL, "--split"], "Missing value for argument '--split'.*; see: ugr-fast eval --help"),
+        ([*EVAL, "--split", "all"], "invalid choice 'all' for argument '--split'.*; see: ugr-fast eval --help"),
+        ([*EVAL, "--num-beams", "x"], "Error parsing --num-beams: invalid .*'x'; see: ugr-fast eval --help"),
+    ],
+)
+def test_arguments_that_are_wrong_are_told_in_a_line(arguments, message, encoding, monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    err.seek(0)
+    assert stop.value.code == 2
+    assert re.fullmatch(f"ugr-fast: {message}\n", err.read())
 
 
 def test_interrupts_and_tracebacks(monkeypatch):
@@ -458,10 +547,10 @@ def test_settings_of_eval(pipeline, more, message):
         ("Film 03 (1983); #40", [], "`history` names '#40', and no item"),
         ("#-1", [], "`history` names '#-1', and no item"),
         ("Film", [], r"`history` names 'Film', and 40 items match: Film .*; Film .* Name one in full, or by id"),
-        (" ; ;", [], "`histories` must each name at least one item"),
+        (" ; ;", [], "`history` must name at least one item, got ' ; ;'"),
         (HISTORY, ["--k", 0], "`k` must be at least 1, got 0"),
         (HISTORY, ["--num-beams", -1], "`num_beams` must be 0"),
-        (HISTORY, ["--run", "/nowhere"], "/nowhere/config.json does not exist"),
+        (HISTORY, ["--run", "/nowhere"], "/nowhere/items.json does not exist; `ugr-fast sft` makes it"),
         (HISTORY, ["--device", "cuda:99"], "`device` 'cuda:99' is not available"),
     ],
 )

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shlex
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def imported(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_examples_run(module):
+def test_examples_run(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # `testmod` would leave out a function's examples when another module's name shadows it; a finder sees them all
     found = doctest.DocTestFinder(exclude_empty=True).find(imported(module))
     runner = doctest.DocTestRunner(optionflags=FLAGS)
@@ -191,6 +193,7 @@ def test_pages_run(page, tmp_path, monkeypatch):
     for package in ("torch", "transformers", "pyarrow", *hosts):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names = {"__name__": "__main__"}
     for line, reason, code in blocks(page):
         if not reason:

@@ -25,7 +25,7 @@ from ugr_fast import decisions, report  # noqa: E402
 from ugr_fast.confidence import Confidence  # noqa: E402
 from ugr_fast.decisions import Bootstrap, Outcomes, read_outcomes, write_outcomes  # noqa: E402
 from ugr_fast.files import write_checksums  # noqa: E402
-from ugr_fast.report import comparison, users  # noqa: E402
+from ugr_fast.report import comparison  # noqa: E402
 from ugr_fast.report.read import read_runs  # noqa: E402
 from ugr_fast.run import Run  # noqa: E402
 
@@ -125,6 +125,26 @@ def test_an_evaluation_on_valid_measures_on_rows_that_chose_nothing(pipeline):
     assert found["decisions"]["rows"] == found["confidence"]["user"]["after"]["n"] == len(rest)
     everybody = [made for made in found["promises"] if made["realised"]["share"] == 1]
     assert all(made["realised"]["answered"] == len(chose) for made in everybody)
+
+
+def test_an_evaluation_loads_the_model_once(run, pipeline, monkeypatch):
+    for path in run.glob("*outcomes-*"):
+        path.unlink()
+    (run / "confidence.safetensors").unlink()  # so that valid is ranked too
+    loaded, load = [], Run.load_model
+    monkeypatch.setattr(Run, "load_model", lambda self, *args: loaded.append(args) or load(self, *args))
+    evaluate(run, pipeline.data)
+    assert len(loaded) == 1
+    assert (run / "confidence.safetensors").exists()
+
+
+def test_a_curve_is_kept_for_those_who_see_it(pipeline):
+    found = json.loads((pipeline.rl / "eval-test.json").read_text())
+    for source in ("confidence", "likelihood"):
+        curve = found[source]["user"]["risk_coverage"]
+        assert curve["coverage"][-1] == 1
+        assert curve["risk"][-1] == pytest.approx(1 - found[source]["user"]["before"]["base_rate"])
+        assert "risk_coverage" not in found[source]["candidate"]  # the report draws users
 
 
 # ---- files that do not belong together
@@ -232,5 +252,5 @@ def test_a_user_is_a_number(tmp_path):
         return found
 
     edit(run / "eval-test.json", change)
-    with pytest.raises(ValueError, match="invalid literal for int"):
-        users.section(read_runs([run]))
+    with pytest.raises(ValueError, match=r"`examples\.0\.user` must be a number, got '<img"):
+        read_runs([run])

@@ -67,6 +67,21 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         check_new_folder(tmp_path / "link" / "out")
 
 
+def test_a_folder_is_replaced_whole_or_stays(tmp_path):
+    for text in ("one", "two"):
+        with new_folder(tmp_path / "out", replaces=True) as folder:
+            (folder / text).write_text(text)
+        assert os.listdir(tmp_path / "out") == [text]
+    with pytest.raises(RuntimeError):
+        half_written(new_folder(tmp_path / "out", replaces=True), RuntimeError)
+    assert os.listdir(tmp_path / "out") == ["two"]
+    (tmp_path / ".out.old.99999999.tmp").mkdir()  # of a process that was killed as it replaced
+    (tmp_path / ".out.old").mkdir()  # nobody's but the user's
+    with new_folder(tmp_path / "out", replaces=True):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".out.old", "out"]
+
+
 def test_the_current_folder_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with new_folder(".") as folder:

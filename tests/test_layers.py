@@ -88,7 +88,7 @@ def test_the_report_reads_files_only():
 
 
 ROOMS = [
-    *("read", "tables", "figures", "blocks"),
+    *("shape", "read", "tables", "figures", "blocks"),
     *("comparison", "training", "confidence", "decisions", "users", "settings"),
     *("page", "__init__"),
 ]

@@ -399,6 +399,30 @@ def trained_tokenizer(folder, codes, bars=""):
     return model.double().eval(), tokenizer
 
 
+def their_beams(model, prompt, ids, num_beams, end=None):
+    """What `generate` finds after prompts of three tokens with a prefix function; `end` follows a whole semantic ID."""
+    import torch
+
+    def allowed(_, tokens):
+        prefix = tokens.tolist()[3:]
+        inside = [row for row in ids.tolist() if row[: len(prefix)] == prefix and len(prefix) < len(row)]
+        return sorted({row[len(prefix)] for row in inside}) or [end]
+
+    return model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=end,
+    )
+
+
 @pytest.mark.parametrize("bars", ["", "|"])
 def test_a_trie_over_the_tokens_of_their_model(folder, tmp_path, bars):
     torch = pytest.importorskip("torch")
@@ -414,20 +438,7 @@ def test_a_trie_over_the_tokens_of_their_model(folder, tmp_path, bars):
     ]
     prompt = torch.tensor([[1, 4, 5], [1, 6, 9]])
     found = beam_search(model, prompt, torch.ones_like(prompt), SidTrie.build(ids), num_beams=6)
-
-    def allowed(_, tokens):
-        prefix = tokens.tolist()[3:]
-        return sorted({row[len(prefix)] for row in ids.tolist() if row[: len(prefix)] == prefix})
-
-    settings = {"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-    theirs = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        prefix_allowed_tokens_fn=allowed,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **settings,
-    )
+    theirs = their_beams(model, prompt, ids, 6)
     assert found.tokens.reshape(12, 3).tolist() == theirs.sequences[:, 3:].tolist()
     assert torch.allclose(found.scores.flatten() / 3, theirs.sequences_scores.double(), atol=1e-5)
 
@@ -520,23 +531,7 @@ def test_more_beams_than_semantic_ids(folder, tmp_path):
     model, tokenizer = trained_tokenizer(tmp_path / "model", {"0": (0, 0), "1": (1, 1)})
     ids, end = token_ids(folder, tokenizer), 2
     prompt = torch.tensor([[1, 4, 5]])
-
-    def allowed(_, tokens):
-        prefix = tokens.tolist()[3:]
-        return sorted(
-            {row[len(prefix)] for row in ids.tolist() if row[: len(prefix)] == prefix and len(prefix) < 2}
-        ) or [end]
-
-    settings = {"num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-    theirs = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        prefix_allowed_tokens_fn=allowed,
-        return_dict_in_generate=True,
-        output_scores=True,
-        eos_token_id=end,
-        **settings,
-    )
+    theirs = their_beams(model, prompt, ids, 5, end)
     texts = ["".join(tokenizer.convert_ids_to_tokens(row)) for row in theirs.sequences[:, 3:5].tolist()]
     assert len(texts) == 5
     assert len(set(texts)) == 3

@@ -12,6 +12,7 @@ import select
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from ugr_fast import cli, progress
 from ugr_fast.progress import BLOCKS, RECENT, Step, Validation, Watch, bar, curve, line, rows, say
 
 ESCAPE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
-BELOW = ["rl", "reward", "hit rate", "prompts/s", "NDCG@10", "AUROC"]
+BELOW = ["rl", "hit rate", "hit rate@1", "prompts/s", "NDCG@10", "AUROC"]
 
 
 def watching(*rewards, unit="update", patience=0, valid=None):
@@ -166,7 +167,7 @@ def test_bars_within_a_bar_leave_one_display(monkeypatch, width):
     assert lines[-1] == ""
     assert width < 40 or "validating [x]" in terminal.getvalue()
     assert all(len(drawn) <= width - 3 for drawn in lines[2:])
-    drawn = zip(lines[2:-1], BELOW, strict=True)  # no more, and each on one line
+    drawn = zip(lines[2:-1], ["rl", "reward", *BELOW[2:]], strict=True)  # no more, and each on one line
     assert all(text[:2] == name[:2] for text, name in drawn if width > 8)
 
 
@@ -178,6 +179,32 @@ def test_a_display_ends_with_an_error(monkeypatch):
     lines, shown = screen(terminal.getvalue().replace("\n", "\r\n"), 80)
     assert [text.split()[0] for text in lines[:-1]] == ["rl", "reward", "hit", "prompts/s", "after"]
     assert shown
+
+
+def test_the_time_left_is_told_within_a_step(monkeypatch):
+    clock = iter((0.0, 10.0, 20.0, 30.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with contextlib.redirect_stderr(io.StringIO()) as said, bar("sft", 3, done=1) as advance:
+        for _ in range(3):
+            advance(Fraction(1, 3))
+    assert said.getvalue().splitlines() == [
+        "sft: 1/3, 0:00:50 left",
+        "sft: 1/3, 0:00:40 left",
+        "sft: 2/3, 0:00:30 left",
+    ]
+
+
+def test_a_terminal_tells_the_time_left_within_a_step(monkeypatch):
+    with on_terminal(monkeypatch, 80) as terminal, bar("sft", 3) as advance:
+        for _ in range(6):
+            advance(Fraction(1, 7))
+            progress._display.refresh()
+        assert "0/3" in terminal.getvalue()
+        assert "-:--:--" not in terminal.getvalue().splitlines()[-1]
+        advance(Fraction(1, 7))
+        progress._display.refresh()
+        assert "1/3" in terminal.getvalue().splitlines()[-1]
 
 
 PLAIN = "rl: 1/2, 0:00:00 left, so far so good\n"
@@ -262,7 +289,7 @@ def test_an_interrupted_rl_leaves_a_narrow_terminal_clean(pipeline, tmp_path):
     where = next(number for number, text in enumerate(lines) if text.startswith("rl  "))
     assert [text.split("  ")[0] for text in lines[where : where + 6]] == BELOW
     assert lines[where + 6].startswith("ugr-fast: interrupted;")
-    assert sum(text.startswith("reward") for text in lines) == 1
+    assert sum(text.startswith("hit rate@1") for text in lines) == 1
     assert all(len(text) <= 47 for text in lines[where : where + 6])
 
 
@@ -275,7 +302,7 @@ def test_a_log_file_gets_plain_lines(pipeline, tmp_path, monkeypatch, forced):
     assert "\x1b" not in said
     assert "\r" not in said
     assert re.search(
-        r"^rl: 3/3, 0:00:00 left, reward \S+, hit rate \S+, prompts/s \d+ \(\d+% rollout, \d+% update\), "
+        r"^rl: 3/3, 0:00:00 left, hit rate \S+, hit rate@1 \S+, prompts/s \d+ \(\d+% rollout, \d+% update\), "
         r"NDCG@10 \S+ at update 2, the best, stale 0 of 5, AUROC \S+ of confidence, \S+ of likelihood$",
         said,
         re.MULTILINE,
@@ -286,7 +313,8 @@ def test_sft_on_a_terminal(pipeline, tmp_path, monkeypatch):
     with on_terminal(monkeypatch, 60) as terminal:
         cli.main([str(arg) for arg in pipeline.sft_args(tmp_path / "sft")])
     lines, shown = screen(terminal.getvalue().replace("\n", "\r\n"), 60)
-    assert [text.split()[0] for text in lines[-5:-1]] == ["sft", "loss", "rows/s", "NDCG@10"]
-    assert sum(text.startswith(("sft ━", "epoch", "validating")) for text in lines) == 0
-    assert "epoch 2/2" in terminal.getvalue()
+    where = next(number for number, text in enumerate(lines) if text.startswith("sft  "))
+    assert [text.split()[0] for text in lines[where : where + 4]] == ["sft", "loss", "rows/s", "NDCG@10"]
+    assert sum(text.startswith(("sft ━", "validating")) for text in lines) == 0
+    assert "2/2" in lines[where]
     assert shown

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 import shutil
 import subprocess
@@ -12,15 +14,17 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from evaluated import TITLES, make_run
+from pipeline import call
 from safetensors.numpy import save_file
 from ugr_fast import report
 from ugr_fast.configs import ReportConfig
 from ugr_fast.decisions import read_outcomes, write_outcomes
-from ugr_fast.report import comparison, decisions, page, training
+from ugr_fast.report import comparison, decisions, page, settings, training
 from ugr_fast.report.blocks import gallery
 from ugr_fast.report.confidence import risk_picture
 from ugr_fast.report.figures import DARK, INK, MUTED, PAPER, RUN_COLOURS
 from ugr_fast.report.read import read_runs
+from ugr_fast.report.shape import EVALUATION, Each, _parts, check_shape
 from ugr_fast.report.tables import html_table, markdown_table
 
 
@@ -299,6 +303,13 @@ def test_titles_are_shown_as_they_are(written):
     assert r"&lt;script&gt;alert('x')&lt;/script&gt; &amp; co \| \*stars\* \[link\](javascript:0) \$5" in text
 
 
+def test_a_digest_of_the_start_is_told_in_twelve_digits(runs):
+    start = "0123456789ab" + 52 * "c"
+    edit(runs[1] / "config.json", lambda found: found | {"environment": found["environment"] | {"start": start}})
+    text = "".join(block.markdown for block in settings.section(read_runs(runs)))
+    assert "| start | – | 0123456789ab |" in text
+
+
 def test_examples_mark_hits_and_what_came_next(written):
     page = (written / "report.html").read_text()
     assert page.count('<details class="user') + page.count('<details open class="user') == 5
@@ -317,12 +328,14 @@ def short(monkeypatch):
 
 @pytest.mark.usefixtures("short")
 def test_an_older_report_is_replaced(runs, tmp_path):
-    out = tmp_path / "report"
+    out, theirs = tmp_path / "report", [".report.new", ".report.old"]  # folders that the user happens to have
+    for name in theirs:
+        (tmp_path / name).mkdir()
     report.write(ReportConfig(runs=runs, out=out))
     report.write(ReportConfig(runs=runs[1:], out=out))
     assert "supervised fine-tuning" not in (out / "report.md").read_text()
     assert not list((out / "figures").glob("*sft*"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "rl", "sft"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*theirs, "report", "rl", "sft"]
 
 
 def test_the_same_runs_make_the_same_report_and_matplotlib_is_left_as_it_was(runs, written, tmp_path):
@@ -421,23 +434,52 @@ def test_altered_files_are_named(runs, name, text, message):
     assert str(runs[1] / name) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda found: found | {"num_beams": []},
-        lambda found: found | {"examples": [3]},
-        lambda found: found | {"baselines": None},
-        lambda found: found | {"ranking": 3},
-        lambda found: found | {"decisions": {}},
-    ],
-)
-def test_an_evaluation_with_altered_insides_is_named(runs, tmp_path, change):
-    edit(runs[1] / "eval-test.json", change)
-    message = "eval-test.json must hold what `ugr-fast eval` writes, and one does not .*; evaluate again"
-    with pytest.raises(ValueError, match=message) as error:
-        report.write(ReportConfig(runs=runs, out=tmp_path / "report"))
-    assert str(runs[1] / "eval-test.json") in str(error.value)
-    assert not (tmp_path / "report").exists()
+def places(value, shape, at=()):
+    """The keys that lead to every part of a value that has a shape; of a list its first entry."""
+    for key, expected in _parts(value, shape).items():
+        if key == 0 or isinstance(key, str):
+            yield (*at, key)
+            yield from places(value[key], expected, (*at, key))
+
+
+def changed(value, at, how):
+    """A copy that holds something else at a place, or nothing for None."""
+    copy = json.loads(json.dumps(value))
+    *above, key = at
+    inside = functools.reduce(operator.getitem, above, copy)
+    if how is None:
+        del inside[key]
+    else:
+        inside[key] = how
+    return copy
+
+
+def test_an_evaluation_that_was_altered_anywhere_is_refused_by_key(tmp_path):
+    run = make_run(tmp_path / "rl", "rl", num_rows=40, num_users=1)
+    whole = json.loads((run / "eval-test.json").read_text())
+    check_shape(whole, EVALUATION)
+    for at in places(whole, EVALUATION):
+        optional = at[-1] == 0 or (len(at) > 1 and isinstance(EVALUATION[at[0]], Each))
+        for how in [*([] if optional else [None]), *([] if at == ("how",) else [{"x": "y"}]), [[]]]:
+            with pytest.raises(ValueError, match=f"^`{re.escape('.'.join(map(str, at)))}[.`]"):
+                check_shape(changed(whole, at, how), EVALUATION)
+
+
+def test_an_altered_evaluation_is_one_line_that_names_file_and_key(runs, tmp_path):
+    path = runs[1] / "eval-test.json"
+    edit(path, lambda found: changed(found, ("decisions", "rerank", "confidence", "gain"), "lots"))
+    done = call("report", *runs, "--out", tmp_path / "report")
+    assert (done.code, done.err) == (
+        2,
+        f"ugr-fast: {path} is altered: `decisions.rerank.confidence.gain` must be a list of 3, got 'lots'; make it "
+        f"again with `ugr-fast eval --run {runs[1]} --data data`\n",
+    )
+
+
+def test_a_report_needs_no_baseline(runs):
+    for run in runs:
+        edit(run / "eval-test.json", lambda found: found | {"baselines": {}})
+    assert re.fullmatch(r"Highest NDCG@10: (sft|rl), 0\.\d{4}\.", comparison.headline(read_runs(runs))[0])
 
 
 def test_a_run_without_logs_is_still_reported(tmp_path):

@@ -284,7 +284,30 @@ def test_constant_groups_are_dropped_from_the_mean():
     assert found[True]["policy_loss"] == pytest.approx(
         found[False]["policy_loss"] * 5 / 3
     )  # three groups of five learn
-    assert found[True]["reward"] == found[False]["reward"]
+    assert found[True]["hit_rate"] == found[False]["hit_rate"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tells"),
+    [
+        ({}, False),
+        ({"reward": "0.5*uncertainty_weighted", "reward_score": "sum"}, False),
+        ({"rollout": "stochastic", "normalize": "allowed"}, False),
+        ({"group": 1}, True),
+        ({"rollout": "sample", "normalize": "allowed"}, True),  # may hit twice
+        ({"reward": "ranking"}, True),
+        ({"reward": "uncertainty_weighted + match"}, True),
+    ],
+)
+def test_a_reward_that_is_0_whatever_happens_is_not_logged(changes, tells):
+    config = dataclasses.replace(CONFIG, **changes)
+    catalogue = tiny.catalogue(num_items=13)
+    rows = dataclasses.replace(ROWS, item=ROWS.item % 13)
+    found = rl.update(make_job(config, tiny.model(catalogue.vocabulary, spread=2.0), catalogue), rows, 0)
+    assert found["hit_rate"] > 0
+    assert abs(found.get("reward", 0.0)) > 1e-3 if tells else "reward" not in found
+    shown = ["reward", "hit_rate"] if tells else ["hit_rate", "hit_rate@1"]
+    assert rl._step(found).curves == {name.replace("_", " "): found[name] for name in shown}
 
 
 def batch_targets_missed(batch, catalogue):

@@ -64,6 +64,10 @@ def test_every_page_is_built(site, pages):
     assert {path.relative_to(site) for path in pages} == sources
 
 
+def test_no_source_is_published(site):
+    assert not [path.name for path in site.rglob("*.py")]
+
+
 def test_links_lead_somewhere(pages):
     for path, page in pages.items():
         for link in page.links:

@@ -114,11 +114,12 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_rows_of_three_processes(tmp_path):
+def test_rows_of_three_processes(tmp_path, temporary):
     script = tmp_path / "rows.py"
     script.write_text(ROWS)
     together(3, script, tmp_path / "main first")
     assert sorted(path.name for path in tmp_path.glob("process *")) == ["process 0", "process 1", "process 2"]
+    assert list(temporary.glob("torchelastic_*"))  # the launcher's logs, where they go with the session
 
 
 def final(folder):

@@ -114,11 +114,26 @@ def test_rl_stops_early(pipeline, tmp_path):
     assert lines(tmp_path / "rl")[-1]["step"] == 3
 
 
+def test_sft_says_where_more_epochs_may_help(pipeline, tmp_path):
+    hint = "sft: validation was still improving; a new run with --epochs 4 may help\n"
+    cases = {"better": [], "no better": ["--lr", 1e-9, "--muon-lr", 1e-9], "validated once": ["--eval-every", 2]}
+    told = {name: done(*pipeline.sft_args(tmp_path / name, *more)).err for name, more in cases.items()}
+    assert [name for name, err in told.items() if hint in err] == ["better"]
+
+
+def test_the_start_of_rl_is_not_called_the_best(pipeline, tmp_path):
+    told = done(*pipeline.rl_args(tmp_path / "rl")).err.splitlines()
+    marked = [line.split(":")[0] for line in told if "(best so far)" in line]
+    assert "rl update 0" in {line.split(":")[0] for line in told}
+    assert "rl update 0" not in marked
+    assert "rl update 2" in marked  # the first candidate
+
+
 def test_what_an_update_logs(pipeline):
     found = next(line for line in lines(pipeline.rl) if "loss" in line)
     for name in (
         *("loss", "policy_loss", "kl", "confidence_loss", "clip_share", "entropy", "grad_norm"),
-        *("reward", "hit_rate", "rollout_ndcg", "zero_advantage_groups", "difficulty_weight"),
+        *("hit_rate", "hit_rate@1", "rollout_ndcg", "zero_advantage_groups", "difficulty_weight"),
         *("confidence_hits", "confidence_misses", "confidence_no_hit", "confidence_auroc"),
         *("seconds_rollout", "seconds_reward", "seconds_update", "prompts_per_second"),
     ):

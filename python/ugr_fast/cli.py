@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,20 +84,28 @@ def evaluate(config: EvalConfig) -> None:
     """Rank the whole catalogue for every row of a split."""
     from ugr_fast import evaluate
 
-    found = evaluate.evaluate(config)
-    print(json.dumps(found["ranking"], indent=1))
-    print(f"written to {config.run / f'eval-{config.split}.json'}")
+    _print_evaluation(evaluate.evaluate(config))
+    print(
+        f"Written: {config.run / f'eval-{config.split}.json'}, with all other numbers\n"
+        f"Next:    ugr-fast report {config.run}{' --split valid' * (config.split == 'valid')}\n"
+        f"         ugr-fast recommend --run {config.run} --history '...'"
+    )
 
 
 def recommend(config: RecommendConfig) -> None:
     """Recommend items after a history."""
-    from ugr_fast.recommend import Recommender
+    from ugr_fast import data
 
     check(config)
-    names = [name for name in config.history.split(";") if name.strip()]
+    titles, ids = data.load_names(config.run)
+    history = [data.find_item(name, titles, ids) for name in config.history.split(";") if name.strip()]
+    if not history:
+        raise ValueError(f"`history` must name at least one item, got {config.history!r}")
+    from ugr_fast.recommend import Recommender  # with torch, which takes seconds that a misspelt title need not
+
     recommender = Recommender.load(config.run, config.device)
     found = recommender(
-        [names],
+        [history],
         k=config.k,
         num_beams=config.num_beams or None,
         hide_seen=config.hide_seen,
@@ -152,16 +162,23 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that `args` (by default the process's arguments) names.
 
-    Exits with 2 after a one-line message when a file, a setting or a value is wrong, and with 130 when interrupted.
+    Exits with 2 after a one-line message when a file, a setting or a value is wrong, with 130 when interrupted, and
+    with 1, silently, when nobody reads on.
     """
-    args = sys.argv[1:] if args is None else list(args)
+    with _while_somebody_reads():
+        _main(sys.argv[1:] if args is None else list(args))
+
+
+def _main(args: list[str]) -> None:
     if args == ["--version"]:
         print(version("ugr-fast"))
         return
-    command = _parse(args)
     try:
+        command = _parse(args)
         with open(os.devnull, "w") as nowhere, nullcontext() if is_main_process() else redirect_stdout(nowhere):
             command()
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("UGR_FAST_TRACEBACK"):
             raise
@@ -175,7 +192,49 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+@contextmanager
+def _while_somebody_reads() -> Iterator[None]:
+    """End without a word where the reader of a pipe has gone: `ugr-fast rl --help | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        sys.exit(1)
+
+
 def _parse(args: Sequence[str]) -> Callable[[], None]:
+    """Return the command with its settings.
+
+    Raises:
+        ValueError: the arguments are wrong; in a line what tyro says in a box.
+    """
+    try:
+        with redirect_stderr(io.StringIO()) as box:
+            return _parse_with_tyro(args)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        command = [*args[:1]] if args and args[0] in COMMANDS else []
+        raise ValueError(f"{_line_of(box.getvalue())}; see: {' '.join(['ugr-fast', *command, '--help'])}") from None
+
+
+def _line_of(box: str) -> str:
+    r"""Return what is drawn in a box as one line: a title, then parts that rules divide, then where to get help.
+
+    Example:
+        >>> _line_of("╭─ Title ─────╮\n│ Missing:      │\n│     --run     │\n│         A run.│\n╰───────────────╯")
+        'Missing: --run'
+    """
+    lines = [line.strip("│").rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:-1]]
+    shown = [line for line in lines if not line.startswith(8 * " ")]  # no more than the names of options
+    parts = [" ".join(part.split()).rstrip(".") for part in re.split(r"\n *[─-]+\n", "\n".join(["", *shown]))]
+    return "; ".join(part for part in parts if part and not part.startswith(("For full help", "Argument help")))
+
+
+def _parse_with_tyro(args: Sequence[str]) -> Callable[[], None]:
     def subcommand(name: str) -> Any:
         config, function = COMMANDS[name]
         description = (config.__doc__ or "").strip()
@@ -202,6 +261,44 @@ def _print_counts(found: dict[str, Any]) -> None:
 def _print_best(found: dict[str, Any]) -> None:
     shown = {key: value for key, value in found.items() if value is not None and not key.startswith("sid_")}
     print("best on valid: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
+
+
+def _print_evaluation(found: dict[str, Any]) -> None:
+    """Print what eval-SPLIT.json says of accuracy and of confidence, with 95% intervals."""
+    from ugr_fast.report.comparison import RANKING
+    from ugr_fast.report.tables import measured, number
+
+    ranking, bands = found["ranking"], found["intervals"]
+    names = {"popularity": "popular", "markov": "last-item\nMarkov", "cosine_markov": "cosine +\nMarkov"}
+    simple = {names[key]: values for key, values in found["baselines"].items()}
+    rows = [["", "item level", "SID level", *simple]]
+    for name in RANKING:
+        keys = (name.lower(), f"sid_{name.lower()}")
+        cells = (measured(ranking[key], *bands[key]) for key in keys)
+        rows.append([name, *cells, *(number(values[name.lower()]) for values in simple.values())])
+    _print_table(f"Accuracy: {found['num_rows']} {found['split']} rows, beam width {found['num_beams']}", rows)
+    rows = [["that the first is the next", "ECE", "ECE recalibrated", "AUROC"]]
+    for source in ("confidence", "likelihood"):
+        untrained = source == "confidence" and not found["trained"]
+        before, after = (found[source]["user"][stage] for stage in ("before", "after"))
+        eces = [measured(at["ece"], at["ece_low"], at["ece_high"], 3) for at in (before, after)]
+        rows.append([source + " (untrained)" * untrained, *eces, number(before["auroc"], 3)])
+    _print_table(f"Confidence: {found['decisions']['rows']} {found['split']} rows, goes by {found['signal']}", rows)
+
+
+def _print_table(title: str, rows: list[list[str]]) -> None:
+    """Print rows of cells, header first, narrow enough for a terminal of 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    narrow = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=title, title_justify="left", **narrow)  # type: ignore[arg-type]
+    for column, heading in enumerate(rows[0]):
+        table.add_column(heading, no_wrap=True, justify="right" if column else "left")
+    for row in rows[1:]:
+        table.add_row(*(re.sub(r"\b0\.", ".", cell) for cell in row))
+    Console(highlight=False).print(table, "")
 
 
 def _as_json(found: Recommendations) -> dict[str, Any]:

@@ -321,7 +321,7 @@ class RecommendConfig:
     num_beams: int = 0
     """Beam width; 0 takes k."""
     hide_seen: bool = False
-    """Leave out what is in the history."""
+    """Leave out what is in the history, which else may be recommended again, as in `ugr-fast eval`."""
     min_confidence: float | None = None
     """Answer only if the first item is the next one with at least this probability, calibrated by `ugr-fast eval`."""
     max_risk: float | None = None

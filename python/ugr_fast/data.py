@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from ugr_fast.configs import check
 from ugr_fast.extras import needed_for
-from ugr_fast.files import check_new_folder, new_folder, write_json
+from ugr_fast.files import check_new_folder, new_folder, read_object, write_json
 
 if TYPE_CHECKING:
     from ugr_fast.configs import PrepareConfig
@@ -289,6 +289,57 @@ def load(folder: str | os.PathLike[str]) -> Dataset:
     longest = max(int(split.lengths.max()) for split in rows.values())
     texts = _strings(items, "text", order, titles)
     return Dataset(folder, titles, texts, ids, num_items, longest, **rows)
+
+
+def load_names(run: Path) -> tuple[list[str], list[str]]:
+    """Return titles and original ids of all items that a run directory knows, by item number.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its items.json is truncated or altered.
+    """
+    path = run / "items.json"
+    items = read_object(path, "ugr-fast sft", titles=list, ids=list)
+    titles, ids = items["titles"], items["ids"]
+    if len(titles) != len(ids) or not all(isinstance(name, str) for name in (*titles, *ids)):
+        raise ValueError(f"{path} does not hold a title and an id of every item; make the run again")
+    return titles, ids
+
+
+def find_item(name: str, titles: list[str], ids: list[str]) -> int:
+    """Return the item number of a title, an original id or, after '#', a number; case does not matter.
+
+    Args:
+        name: a title in full or in part, an id, or '#' and a number.
+        titles: of all items.
+        ids: of all items.
+
+    Raises:
+        ValueError: no item, or several, go by that name.
+
+    Example:
+        >>> [find_item(name, ["Heat (1995)", "Alien (1979)"], ["i7", "i9"]) for name in ("alien", "i7", "#1")]
+        [1, 0, 1]
+    """
+    name = name.strip()
+    if not name:
+        raise ValueError("`history` must hold titles, ids or '#' and a number, and one of them is empty")
+    if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(ids):
+        return int(name[1:])
+    for spelled in (str, str.lower):
+        known = zip(ids, titles, strict=True)
+        found = [item for item, names in enumerate(known) if spelled(name) in map(spelled, names)]
+        if found:
+            break
+    found = found or [item for item, title in enumerate(titles) if name.lower() in title.lower()]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ValueError(f"`history` names {name!r}, and no item of the catalogue has that title or id")
+    some = "; ".join(titles[item] for item in found[:4])
+    raise ValueError(
+        f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id or #number"
+    )
 
 
 def pyarrow() -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -59,6 +59,11 @@ class Job:
     checkpoint: How
     """Its "step" and "model"."""
 
+    @cached_property
+    def model(self) -> Any:
+        """The model of the checkpoint."""
+        return self.run.load_model(self.device, self.config.checkpoint)
+
     def rows(self, dataset: data.Dataset, split: str) -> data.Rows:
         """The rows of a split, with histories as long as in training."""
         rows: data.Rows = getattr(dataset, split).latest(self.run.history)
@@ -76,7 +81,7 @@ class Job:
         """Rank the catalogue for every row."""
         with autocast(self.device, self.config.precision):
             return rank(
-                self.run.load_model(self.device, self.config.checkpoint),
+                self.model,
                 self.catalogue,
                 [rows.history(row) for row in range(len(rows))],
                 num_beams=self.config.num_beams,
@@ -246,11 +251,15 @@ def confidence_metrics(outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
         choices: with the recalibration of both.
 
     Returns:
-        "confidence" and "likelihood", each at "user" and "candidate" level: see `level`.
+        "confidence" and "likelihood", each at "user" and "candidate" level: see `level`; at user level also
+        "risk_coverage".
     """
     return {
         source: {
-            "user": level(outcomes, source, choices.user[source], np.s_[:, :1]),
+            "user": {
+                **level(outcomes, source, choices.user[source], np.s_[:, :1]),
+                "risk_coverage": risk_coverage(outcomes.said(source)[:, 0], outcomes.hits[:, 0]),
+            },
             "candidate": level(outcomes, source, choices.candidate[source], np.s_[:]),
         }
         for source in get_args(Source)
@@ -262,17 +271,15 @@ def level(outcomes: Outcomes, source: Source, recalibrate: Recalibrator, entries
 
     Returns:
         "before" and "after": see `scalar_metrics`; "reliability" of both; "histogram" of what was said of hits and of
-        misses; "risk_coverage".
+        misses.
     """
     there = outcomes.present[entries]
     said, correct = outcomes.said(source)[entries][there], outcomes.hits[entries][there]
     stages = {"before": said, "after": recalibrate(said)}
-    coverage, risk, _ = metrics.risk_coverage(said, correct)
     return {
         **{stage: scalar_metrics(values, correct) for stage, values in stages.items()},
         "reliability": {stage: reliability(values, correct) for stage, values in stages.items()},
         "histogram": histogram(said, correct),
-        "risk_coverage": curve(coverage, risk),
     }
 
 
@@ -328,8 +335,9 @@ def histogram(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[flo
     return {"edges": edges.tolist(), **{name: np.histogram(x, edges)[0].tolist() for name, x in of.items()}}
 
 
-def curve(coverage: np.ndarray, risk: np.ndarray) -> dict[str, list[float]]:
-    """Return at most CURVE_POINTS points of a curve, both ends included."""
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+    """Return at most CURVE_POINTS points of the share of errors by the share kept, both ends included."""
+    coverage, risk, _ = metrics.risk_coverage(confidence, correct)
     chosen = np.unique(np.linspace(0, len(coverage) - 1, min(CURVE_POINTS, len(coverage))).round().astype(int))
     return {"coverage": coverage[chosen].tolist(), "risk": risk[chosen].tolist()}
 

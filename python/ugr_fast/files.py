@@ -72,15 +72,20 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str], *, replaces: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
+    Args:
+        path: where it will be.
+        replaces: whether to take the place of a folder that holds something.
+
     Raises:
-        FileExistsError: `path` is a file, or a folder that holds something.
+        FileExistsError: `path` is a file, or a folder that holds something and is not to be replaced.
     """
     path = Path(path).absolute()  # "." has no name
-    check_new_folder(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    if not replaces:
+        check_new_folder(path)
+    temporary, old = (path.parent / f".{path.name}.{kind}{os.getpid()}.tmp" for kind in ("", "old."))
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +97,9 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                     _sync(file)
                     _share(file)
             if path.exists():
-                path.rmdir()
+                path.rename(old) if replaces else path.rmdir()
             temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -117,7 +123,7 @@ def remove_leftovers(folder: Path) -> None:
 def _remove_unfinished(path: Path) -> None:
     """Remove what killed processes left of `path`."""
     for left in path.parent.iterdir():
-        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", left.name)
+        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(?:old\.)?(\d+)\.tmp", left.name)
         if owner and not _is_running(int(owner[1])):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from fractions import Fraction
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -180,7 +181,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def bar(description: str, total: int, done: int = 0, watch: Watch | None = None) -> Iterator[Advance]:
-    """Yield `advance(count, note="")`, to be called as work gets done.
+    """Yield `advance(count, note="")`, to be called as work gets done; a `Fraction` counts parts that add up exactly.
 
     Args:
         description: what the work is.
@@ -200,11 +201,9 @@ def bar(description: str, total: int, done: int = 0, watch: Watch | None = None)
     with _shared_display(watch) as display:
         task = display.add_task(description, total=total, completed=done, note="")
 
-        def advance(count: int = 1, note: str | None = None) -> None:
-            if note is None:
-                display.update(task, advance=count)
-            else:
-                display.update(task, advance=count, note=note)
+        def advance(count: int | Fraction = 1, note: str | None = None) -> None:
+            noted = {} if note is None else {"note": note}
+            display.update(task, advance=count, **noted)  # type: ignore[arg-type]
 
         try:
             yield advance
@@ -277,17 +276,17 @@ def _can_draw(console: Console) -> bool:
 
 def _lines(description: str, total: int, done: int, watch: Watch | None) -> Advance:
     """Return an `advance` that prints a line now and then."""
-    first, started = done, time.monotonic()
+    started, moved = time.monotonic(), Fraction(0)
     last = started
 
-    def advance(count: int = 1, note: str | None = None) -> None:
-        nonlocal last, done
-        done += count
+    def advance(count: int | Fraction = 1, note: str | None = None) -> None:
+        nonlocal last, moved
+        moved += count
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            seconds_left = (now - started) / max(done - first, 1) * (total - done)
-            say(", ".join(filter(None, [line(description, total, done, seconds_left, watch), note])))
+            seconds_left = (now - started) / (moved or 1) * (total - done - moved)
+            say(", ".join(filter(None, [line(description, total, int(done + moved), seconds_left, watch), note])))
 
     return advance
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ugr_fast import metrics
+from ugr_fast import data, metrics
 from ugr_fast.confidence import Confidence
 from ugr_fast.decisions import How, Outcomes
 from ugr_fast.decode import Normalize, beam_search
@@ -357,25 +357,7 @@ class Recommender:
         Raises:
             ValueError: no item, or several, go by that name.
         """
-        name = name.strip()
-        if not name:
-            raise ValueError("`history` must hold titles, ids or '#' and a number, and one of them is empty")
-        if name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(self.ids):
-            return int(name[1:])
-        for spelled in (str, str.lower):
-            known = zip(self.ids, self.titles, strict=True)
-            found = [item for item, names in enumerate(known) if spelled(name) in map(spelled, names)]
-            if found:
-                break
-        found = found or [item for item, title in enumerate(self.titles) if name.lower() in title.lower()]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise ValueError(f"`history` names {name!r}, and no item of the catalogue has that title or id")
-        some = "; ".join(self.titles[item] for item in found[:4])
-        raise ValueError(
-            f"`history` names {name!r}, and {len(found)} items match: {some}. Name one in full, or by id or #number"
-        )
+        return data.find_item(name, self.titles, self.ids)
 
     def __call__(
         self,

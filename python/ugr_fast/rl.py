@@ -269,7 +269,7 @@ def update(job: Job, rows: data.Rows, number: int) -> dict[str, float]:
     done = time.monotonic()
     return {
         **parts,
-        **_batch_metrics(batch),
+        **_batch_metrics(config, batch),
         "grad_norm": norm,
         "seconds_rollout": rolled - started,
         "seconds_reward": judged - rolled,
@@ -506,17 +506,24 @@ def _confidence_loss(
     return config.lambda_brier * loss if config.confidence == "brier" else loss
 
 
-def _batch_metrics(batch: Batch) -> dict[str, float]:
+def _batch_metrics(config: RlConfig, batch: Batch) -> dict[str, float]:
     rank = np.where(batch.hits.numpy(), 0, 1)  # (B, G): a target id of 0 is a hit
     nothing = np.zeros(len(rank), dtype=np.int64)
+    earned = {} if _balanced(config) else {"reward": batch.rewards.nanmean().item()}
     return {
-        "reward": batch.rewards.nanmean().item(),
+        **earned,
         "hit_rate": batch.hits.any(1).double().mean().item(),
         "hit_rate@1": batch.hits[:, 0].double().mean().item(),
         "rollout_ndcg": float(metrics.ndcg_at(rank, nothing, rank.shape[1]).mean()),
         "zero_advantage_groups": batch.constant.double().mean().item(),
         "difficulty_weight": batch.weight.mean().item(),
     }
+
+
+def _balanced(config: RlConfig) -> bool:
+    """Whether a group earns 0 in all, whatever it holds: its only hit as much as the misses beside it lose."""
+    one_hit = config.rollout != "sample" and config.group > 1  # and a miss beside it
+    return one_hit and reward_terms(config.reward).keys() == {"uncertainty_weighted"}
 
 
 def _confidence_metrics(confidence: torch.Tensor, hits: torch.Tensor, present: torch.Tensor) -> dict[str, float]:
@@ -534,8 +541,9 @@ def _confidence_metrics(confidence: torch.Tensor, hits: torch.Tensor, present: t
 
 def _step(found: dict[str, float]) -> Step:
     """Return what the live view shows of an update."""
+    shown = ("reward", "hit_rate") if "reward" in found else ("hit_rate", "hit_rate@1")
     return Step(
-        curves={"reward": found["reward"], "hit rate": found["hit_rate"]},
+        curves={name.replace("_", " "): found[name] for name in shown},
         rate=("prompts/s", found["prompts_per_second"]),
         shares={part: found[f"seconds_{part}"] / found["seconds"] for part in ("rollout", "update")},
     )
@@ -557,6 +565,6 @@ def _validate(job: Job, run: Run, valid: data.Rows, state: dict[str, Any], watch
     say(
         f"rl update {state['update']}: valid HR@1 {found['hr@1']:.4f} HR@10 {found['hr@10']:.4f} "
         f"NDCG@10 {found['ndcg@10']:.4f}, AUROC of confidence {found['confidence_auroc']:.3f}"
-        f"{'  (best so far)' if better else ''}"
+        f"{'  (best so far)' if best['step'] and better else ''}"
     )
     return state

@@ -47,6 +47,7 @@ from safetensors.torch import save_file as save_tensors
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from ugr_fast import data
 from ugr_fast.configs import check
 from ugr_fast.files import (
     CHECKSUMS,
@@ -451,12 +452,7 @@ class Run:
 
     def load_items(self) -> tuple[list[str], list[str]]:
         """Return titles and original ids, by item number."""
-        path = self.folder / "items.json"
-        items = read_object(path, "ugr-fast sft", titles=list, ids=list)
-        titles, ids = items["titles"], items["ids"]
-        if len(titles) != len(ids) or not all(isinstance(name, str) for name in (*titles, *ids)):
-            raise ValueError(f"{path} does not hold a title and an id of every item; make the run again")
-        return titles, ids
+        return data.load_names(self.folder)
 
     # --------------------------------------------------------------------------------------------- metrics
 

@@ -11,6 +11,7 @@ item texts in extra tasks; ours trains on sequences of semantic IDs alone.
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from ugr_fast.model import (
     refuse_windows,
     unwrapped,
 )
-from ugr_fast.progress import Step, Validation, Watch, bar, say
+from ugr_fast.progress import Advance, Step, Validation, Watch, bar, say
 from ugr_fast.recommend import sample_rows, validation_metrics
 from ugr_fast.run import Learner, Run, choose_device, describe, load_model, seed_everything, set_threads
 from ugr_fast.team import Team
@@ -83,13 +84,15 @@ def train(config: SftConfig) -> dict[str, Any]:
         watch.valid = Validation(best["epoch"], best["ndcg@10"], state["stale"])
     with bar("sft", config.epochs, done=state["epoch"], watch=watch) as advance:
         while state["epoch"] < config.epochs and not (config.patience and state["stale"] >= config.patience):
-            state = _epoch(config, run, learner, catalogue, sequences, state, watch)
-            advance(1)
+            state = _epoch(config, run, learner, catalogue, sequences, state, watch, advance)
             if state["epoch"] % config.eval_every == 0 or state["epoch"] == config.epochs:
                 state = _validate(config, run, learner, catalogue, valid, state, watch)
     if state["epoch"] < config.epochs:
         say(f"sft: stopped after epoch {state['epoch']}, {state['stale']} validations without a better NDCG@10")
-    return run.best() or {}
+    best = run.best() or {}
+    if config.epochs > config.eval_every and best.get("epoch") == config.epochs:
+        say(f"sft: validation was still improving; a new run with --epochs {2 * config.epochs} may help")
+    return best
 
 
 def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabulary]:
@@ -284,20 +287,20 @@ def _epoch(
     sequences: data.Sequences,
     state: dict[str, Any],
     watch: Watch,
+    advance: Advance,
 ) -> dict[str, Any]:
     rng = np.random.default_rng([config.seed, state["epoch"]])
     windows = data.windows(sequences, config.history + 1, rng)
     order = batches(windows, config.batch_size, rng)
     learner.model.train()
     losses, norms, started = [], [], time.monotonic()
-    with bar(f"epoch {state['epoch'] + 1}/{config.epochs}", len(order), watch=watch) as advance:
-        for index, rows in enumerate(order):
-            begun = time.monotonic()
-            learner.schedule((state["epoch"] + index / len(order)) / config.epochs, config.schedule)
-            losses.append(backward(config, learner, *collate(catalogue, windows, rows)))
-            norms.append(learner.descend(config.clip_grad))
-            watch.step(Step({"loss": losses[-1]}, ("rows/s", len(rows) / (time.monotonic() - begun))))
-            advance(1)
+    for index, rows in enumerate(order):
+        begun = time.monotonic()
+        learner.schedule((state["epoch"] + index / len(order)) / config.epochs, config.schedule)
+        losses.append(backward(config, learner, *collate(catalogue, windows, rows)))
+        norms.append(learner.descend(config.clip_grad))
+        watch.step(Step({"loss": losses[-1]}, ("rows/s", len(rows) / (time.monotonic() - begun))))
+        advance(Fraction(1, len(order)))
     state = {
         **state,
         "epoch": state["epoch"] + 1,

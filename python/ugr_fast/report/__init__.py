@@ -10,6 +10,7 @@ writes::
 
 A report is a list of blocks, each made as Markdown and as HTML at once, so the two always say the same. Its rooms::
 
+    shape ── what an evaluation must hold
     read ── what run directories say         tables ── cells and tables in both forms
     figures ── colours, axes, pictures       blocks ── headings, paragraphs, tables, galleries
         comparison · training · confidence · decisions · users · settings ── the sections, with their words

@@ -10,7 +10,7 @@ import numpy as np
 
 from ugr_fast.decisions import Bootstrap, Ints
 from ugr_fast.report.blocks import Block, heading, note, numbers
-from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs, told
+from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs
 from ugr_fast.report.tables import DASH, MARK, Rows, gained, measured, number, percent
 
 FOOTNOTE = (
@@ -82,9 +82,7 @@ def table(runs: Sequence[Path], split: Split = "test") -> Rows:
         FileNotFoundError: a folder is no run, or was not evaluated.
         ValueError: runs that were evaluated on different rows, or by an older version.
     """
-    found = read_runs(runs, split)
-    with told(runs, split):
-        return comparison_table(found, intervals=False)
+    return comparison_table(read_runs(runs, split), intervals=False)
 
 
 def comparison_table(runs: list[EvaluatedRun], *, intervals: bool = True) -> Rows:
@@ -174,8 +172,9 @@ def headline(runs: list[EvaluatedRun]) -> list[str]:
     scores = [_score(run) for run in runs]
     simple = {key: float(values.get("ndcg@10") or 0) for key, values in runs[0].found["baselines"].items()}
     strongest = max(simple, key=lambda key: simple[key], default="")
-    baseline = f"; strongest simple baseline: {BASELINES.get(strongest, strongest)}, {simple[strongest]:.4f}"
-    texts = [f"Highest NDCG@10: {best_of(runs).label}, {max(scores):.4f}{baseline if simple else ''}."]
+    name = BASELINES.get(strongest, strongest)
+    baseline = f"; strongest simple baseline: {name}, {simple[strongest]:.4f}" if simple else ""
+    texts = [f"Highest NDCG@10: {best_of(runs).label}, {max(scores):.4f}{baseline}."]
     below = [run.label for run, score in zip(runs, scores, strict=True) if score <= simple.get(strongest, -1)]
     start = [run.label for run in runs if run.at_start]
     if below:

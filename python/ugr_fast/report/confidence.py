@@ -125,13 +125,11 @@ def reliability_picture(run: EvaluatedRun, level: str) -> Picture:
 def _plot_bins(axes: Axes, bins: dict[str, Any], run: int, when: str) -> tuple[float, float]:
     """Plot the bins of a reliability diagram and return how far they reach, right and up."""
     ink, face, marker = (MUTED, PAPER, "s") if when == "before" else (colour_of(run), colour_of(run), "o")
-    column = {name: np.asarray(values, np.float64) for name, values in bins.items()}
-    low, high = column["accuracy_low"], column["accuracy_high"]
-    bars = np.abs([column["accuracy"] - low, high - column["accuracy"]])
-    axes.errorbar(
-        column["confidence"], column["accuracy"], bars, fmt=marker, ms=5, mfc=face, lw=1.1, color=ink, label=when
-    )
-    return float(column["confidence"].max(initial=0)), float(high.max(initial=0))
+    drawn = ("confidence", "accuracy", "accuracy_low", "accuracy_high")
+    said, right, low, high = (np.asarray(bins[name], np.float64) for name in drawn)
+    bars = np.abs([right - low, high - right])
+    axes.errorbar(said, right, bars, fmt=marker, ms=5, mfc=face, lw=1.1, color=ink, label=when)
+    return float(said.max(initial=0)), float(high.max(initial=0))
 
 
 def histogram_picture(run: EvaluatedRun) -> Picture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from ugr_fast.files import check_new_folder, new_folder
 from ugr_fast.report import comparison, confidence, decisions, settings, training, users
 from ugr_fast.report.blocks import Block, bullets
 from ugr_fast.report.figures import DARK, RUN_COLOURS, STYLE, VARIABLES, require_matplotlib, slug
-from ugr_fast.report.read import EvaluatedRun, Split, read_runs, told
+from ugr_fast.report.read import EvaluatedRun, Split, read_runs
 
 if TYPE_CHECKING:
     from ugr_fast.configs import ReportConfig
@@ -45,9 +44,10 @@ def write(config: ReportConfig) -> Path:
     if not _holds_report(out):
         check_new_folder(out)
     runs = read_runs(config.runs, config.split)
-    with told(config.runs, config.split), matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         blocks = compose(runs, config.split)
-    _publish(out, f"{TITLE}: {', '.join(run.label for run in runs)}", blocks)
+    with new_folder(out, replaces=True) as folder:
+        _write(folder, f"{TITLE}: {', '.join(run.label for run in runs)}", blocks)
     return config.out
 
 
@@ -106,19 +106,6 @@ def _holds_report(out: Path) -> bool:
     """Whether a folder holds a report and nothing else that replacing it would lose."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     return "report.md" in names and names <= OWN_FILES
-
-
-def _publish(out: Path, title: str, blocks: list[Block]) -> None:
-    """Write the report beside `out`, and swap it in when it is whole."""
-    new, old = (out.with_name(f".{out.name}.{kind}") for kind in ("new", "old"))
-    for left in (new, old):  # by a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    with new_folder(new) as folder:
-        _write(folder, title, blocks)
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: Path, title: str, blocks: list[Block]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard
@@ -15,14 +14,11 @@ import numpy.typing as npt
 from ugr_fast.configs import RlConfig
 from ugr_fast.decisions import Outcomes, hit, ndcg, read_outcomes
 from ugr_fast.files import read_json, read_json_lines, read_object
+from ugr_fast.report.shape import EVALUATION, check_shape
 
 Split = Literal["valid", "test"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-NEEDED = (
-    *("how", "num_rows", "num_users", "num_beams", "trained", "signal", "ranking", "intervals", "reach", "baselines"),
-    *("confidence", "likelihood", "decisions", "promises", "examples"),
-)
 TOLD = ("reward_score", "scale", "loss", "rollout", "beta", "drop_constant_groups", "lora")  # where not the default
 REWARDS = {"uncertainty_weighted": "uncertainty-weighted reward", "ranking": "ranking reward", "match": "0/1 reward"}
 HALF = 0.5
@@ -120,8 +116,7 @@ def read_runs(folders: Sequence[Path], split: Split = "test") -> list[EvaluatedR
         raise ValueError(f"`runs` must name at least one run directory, each once, got {[*map(str, folders)]}")
     named = zip(map(Path, folders), _labels(paths), strict=True)
     runs = [_read_run(folder, label, number, split) for number, (folder, label) in enumerate(named)]
-    with told(folders, split):
-        seen = [_rows_seen(run) for run in runs]
+    seen = [_rows_seen(run) for run in runs]
     for run, rows in zip(runs, seen, strict=True):
         if rows != seen[0]:
             raise ValueError(
@@ -129,23 +124,6 @@ def read_runs(folders: Sequence[Path], split: Split = "test") -> list[EvaluatedR
                 "evaluate both again on one `data`"
             )
     return runs
-
-
-@contextmanager
-def told(folders: Sequence[Path], split: Split) -> Iterator[None]:
-    """Say of any error in what evaluations wrote where to look and what to do.
-
-    Raises:
-        ValueError: that, in place of the error.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        paths = ", ".join(str(folder / f"eval-{split}.json") for folder in folders)
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{paths} must hold what `ugr-fast eval` writes, and one does not ({reason}); evaluate again"
-        ) from error
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -162,13 +140,17 @@ def _read_run(folder: Path, label: str, number: int, split: Split) -> EvaluatedR
     command += "" if split == "test" else f" --split {split}"
     path = folder / f"eval-{split}.json"
     found = read_json(path, command)
-    _require(found, NEEDED, path, f"make it again with `{command}`")
+    _require(found, EVALUATION, path, f"make it again with `{command}`")
+    try:
+        check_shape(found, EVALUATION)
+    except ValueError as error:
+        raise ValueError(f"{path} is altered: {error}; make it again with `{command}`") from error
     best, told = folder / "best.json", _read_outcomes(folder / f"outcomes-{split}.safetensors", found, command)
     return EvaluatedRun(
         label=label,
         number=number,
         config=config,
-        lines=read_json_lines(folder / "metrics.jsonl"),
+        lines=_read_lines(folder / "metrics.jsonl"),
         best=read_object(best, "ugr-fast sft") if best.exists() else {},
         found=found,
         ranks=told.rank,
@@ -201,6 +183,14 @@ def _labels(paths: Sequence[Path]) -> list[str]:
         depth += 1
         labels = ["/".join(path.parts[-depth:]) for path in paths]
     return labels
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = read_json_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("valid", {}), dict):
+            raise ValueError(f"{path} must hold an object for `valid` in line {number}; remove that line")
+    return lines
 
 
 def _rows_seen(run: EvaluatedRun) -> tuple[Any, ...]:

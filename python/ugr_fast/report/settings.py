@@ -18,7 +18,7 @@ def section(runs: list[EvaluatedRun]) -> list[Block]:
     """Return the section on settings."""
     parts: list[tuple[str, Part]] = [
         ("evaluation", _evaluation),
-        ("environment", lambda run: run.config["environment"]),
+        ("environment", _environment),
         ("setting", lambda run: {"command": run.command, **run.config["settings"]}),
     ]
     return [heading("Settings"), *(numbers(_table(runs, part, name), name.capitalize()) for name, part in parts)]
@@ -34,6 +34,12 @@ def _cell(value: Any) -> str:
     if value is None or value == "":
         return DASH
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _environment(run: EvaluatedRun) -> dict[str, Any]:
+    """Return it with enough of the digest of the starting model to tell it from others; config.json has all of it."""
+    found = run.config["environment"]
+    return {key: str(value)[:12] if key == "start" and value else value for key, value in found.items()}
 
 
 def _evaluation(run: EvaluatedRun) -> dict[str, Any]:

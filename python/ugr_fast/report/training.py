@@ -62,7 +62,7 @@ CURVES = {
             "reward",
             "RL: reward",
             "mean reward of a candidate",
-            "Exactly 0 in every group, by construction, for UGR's reward and the ranking reward.",
+            "Not logged for UGR's reward: a hit earns what the misses beside it lose, 0 in every group.",
         ),
         Curve("loss", "RL: training loss", "loss", "Policy and confidence; it need not fall as the policy improves."),
     ),
