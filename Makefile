@@ -8,7 +8,7 @@ SOURCES := $(shell find rust -name '*.rs') Cargo.toml Cargo.lock pyproject.toml 
 ZIG := $(if $(filter Linux,$(shell uname -s)),CARGO_ZIGBUILD_PYTHON_PATH=$(abspath $(BIN))/python)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-slow test-wheel test-hosts sanitize fuzz lint fmt bench docs wheel audit clean
+.PHONY: help dev demo test test-slow test-wheel test-hosts sanitize fuzz lint fmt bench paper docs wheel audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,11 @@ bench: $(VENV)/.built ## kernels alone (criterion), then through Python beside w
 	$(BIN)/python benches/bench_decode.py
 	$(BIN)/python benches/bench_step.py
 	$(BIN)/python benches/bench_integrations.py
+
+DATA ?= data
+paper: $(VENV)/.built $(VENV)/.movielens ## the experiments of docs/results.md from DATA: hours; repeat it to go on
+	$(BIN)/python benches/paper.py --data $(DATA) --out paper
+	$(BIN)/python benches/paper_tables.py --out paper --into docs/results.md
 
 docs: $(VENV)/.installed ## the documentation as a site, in site/; warnings are errors
 	$(BIN)/zensical build --strict --clean

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 # ---- trie
@@ -545,6 +546,32 @@ def log_loss(confidence, correct, weight):
         for c, y, w in zip(confidence, correct, weight, strict=True)
     ]
     return sum(terms) / sum(weight)
+
+
+def readout(states, logprobs, hits, strength, counts=None, slight=1e-6):
+    """Weight, slope and bias of the penalised logistic regression, to the rows that count: plain Newton steps."""
+    n, width = states.shape
+    counts = [True] * n if counts is None else counts
+    mean = [math.fsum(column) / n for column in states.T]
+    spread = [math.sqrt(math.fsum((x - m) ** 2 for x in column) / n) for column, m in zip(states.T, mean, strict=True)]
+    width = 0 if strength == math.inf else width
+    rows = []
+    for state, logprob in zip(states, logprobs, strict=True):
+        p = min(max(math.exp(logprob), 1e-7), 1 - 1e-7)
+        scaled = [(x - m) / s for x, m, s in zip(state, mean, spread, strict=True)]
+        rows.append([math.log(p / (1 - p)), 1.0, *scaled[:width]])
+    rows = np.array([row for row, count in zip(rows, counts, strict=True) if count])
+    came_true = np.array([hit for hit, count in zip(hits, counts, strict=True) if count], float)
+    start = np.array([1.0, 0.0, *[0.0] * width])
+    pull, found = np.array([slight, slight, *[strength] * width]), start
+    for _ in range(30):
+        said = 1 / (1 + np.exp(-rows @ found))
+        gradient = rows.T @ (said - came_true) / len(rows) + 2 * pull * (found - start)
+        curvature = rows.T @ np.diag(said * (1 - said)) @ rows / len(rows) + np.diag(2 * pull)
+        found = found - np.linalg.solve(curvature, gradient)
+    slope, bias, *weight = found.tolist()
+    weight = [w / s for w, s in itertools.zip_longest(weight, spread, fillvalue=0.0)]
+    return np.array(weight), slope, bias - math.fsum(w * m for w, m in zip(weight, mean, strict=True))
 
 
 def binomial_cdf(k, n, p):

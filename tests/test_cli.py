@@ -765,12 +765,13 @@ def test_a_run_goes_on_when_the_disk_has_room_again(pipeline, small_disk, name):
     assert (small_disk / name / "best.json").read_bytes() == (pipeline.root / name / "best.json").read_bytes()
 
 
-def test_an_evaluation_onto_a_full_disk_keeps_the_old_one(pipeline, small_disk):
+@pytest.mark.parametrize("command", ["eval", "confide"])
+def test_an_evaluation_onto_a_full_disk_keeps_the_old_one(pipeline, small_disk, command):
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     run = copied(pipeline.rl, small_disk)
     fill(small_disk, leave=0)
     before = snapshot(run)
-    done = call("eval", "--run", run, "--data", pipeline.data, "--num-beams", 10)
+    done = call(command, "--run", run, "--data", pipeline.data, "--num-beams", 10)
     assert done.code == 2
     assert re.search(FULL, done.err.splitlines()[-1]), done.err
     assert snapshot(run) == before

@@ -15,6 +15,7 @@ from ugr_fast import beam_search as uf_beam_search
 from ugr_fast.decode import beam_search
 from ugr_fast.engines import RowEngine, TreeEngine
 from ugr_fast.model import Catalogue, SidVocabulary, head_logits, pad_left
+from ugr_fast.readout import Readout
 
 HISTORIES = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11]]
 ENGINES = [(name, engine) for name in tiny.ARCHITECTURES for engine in ("tree", "rows")]
@@ -96,6 +97,71 @@ def test_confidence_equals_the_unpacked_forward(architecture, engine, normalize,
                 logit = reference.confidence_logit(model, prompt, real, catalogue.vocabulary)
                 torch.testing.assert_close(ours.confidence[row, beam], torch.sigmoid(logit), rtol=1e-10, atol=0)
     assert ours.confidence.std() > 1e-3
+
+
+def read_off(model, catalogue, found, readout):
+    """What `readout` says of the last states of unpacked forwards, NaN where no beam is."""
+    states = last_states(model, catalogue, found)
+    return torch.sigmoid(readout(states, found.logprobs.sum(2)))
+
+
+def last_states(model, catalogue, found):
+    """The states (B, K, D) at the last tokens of beams, each run by itself, NaN where no beam is."""
+    states = torch.full((*found.items.shape, model.get_input_embeddings().weight.shape[1]), torch.nan).double()
+    for row, prompt in enumerate(prompts_of(catalogue)):
+        for beam, tokens in enumerate(found.tokens[row].tolist()):
+            if found.items[row, beam] >= 0:
+                whole = torch.tensor([[*prompt, *(token for token in tokens if token >= 0)]])
+                with torch.no_grad():
+                    states[row, beam] = model.base_model(whole).last_hidden_state[0, -1]
+    return states
+
+
+def some_readout(model, slope=0.7):
+    """Not one that was fitted, but one that both its parts matter to."""
+    width = model.get_output_embeddings().weight.shape[1]
+    weight = torch.randn(width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Readout(weight / width**0.5, slope, bias=0.3)
+
+
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, "cohere", "granite"])
+@pytest.mark.parametrize("normalize", ["full", "allowed"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_readout_reads_the_last_states_of_unpacked_forwards(architecture, normalize, ragged):
+    catalogue = tiny.catalogue(ragged=ragged)
+    model = tiny.model(catalogue.vocabulary, architecture, spread=2.0)
+    readout = some_readout(model)
+    settings = {"num_beams": 6, "normalize": normalize, "confidence": True}
+    found, plain = (search(model, catalogue, readout=which, **settings) for which in (readout, None))
+    torch.testing.assert_close(found.confidence, read_off(model, catalogue, found, readout), rtol=1e-9, atol=1e-12)
+    assert found.confidence.logit().std() > 0.1
+    kept = search(model, catalogue, states=True, **{**settings, "confidence": False})
+    torch.testing.assert_close(kept.states, last_states(model, catalogue, kept), rtol=1e-9, atol=1e-12)
+    assert kept.confidence is None
+    assert found.states is None
+    assert torch.equal(found.tokens, plain.tokens)
+    assert torch.equal(found.scores, plain.scores)
+    likelihood = search(model, catalogue, readout=Readout(0 * readout.weight, 1.0, 0.0), **settings)
+    wanted = found.scores.exp().clamp(1e-7, 1 - 1e-7)
+    torch.testing.assert_close(likelihood.confidence, wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"engine": "rows"},
+            "need the model's states, which engine='tree' has and 'rows' has not",
+        ),
+        ({"confidence": False}, "`confidence` must be True for a `readout`, got False"),
+        ({"readout": Readout(torch.zeros(31), 1.0, 0.0)}, r"`states` must be \(..., 31\), .* got \(4, 6, 32\)"),
+    ],
+)
+def test_a_readout_that_cannot_be_used_is_refused(change, message):
+    catalogue = tiny.catalogue()
+    model = tiny.model(catalogue.vocabulary)
+    with pytest.raises(ValueError, match=message):
+        search(model, catalogue, **{"num_beams": 6, "confidence": True, "readout": some_readout(model)} | change)
 
 
 @pytest.mark.parametrize("engine", ["tree", "rows"])
@@ -281,6 +347,22 @@ def test_every_mode_equals_the_search_over_unpacked_logits(mode, ragged, engine)
                     torch.testing.assert_close(ours.confidence[row, beam], torch.sigmoid(logit), rtol=1e-9, atol=0)
                 else:
                     assert ours.confidence[row, beam].isnan()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_readout_says_its_own_of_every_beam_in_every_mode(mode):
+    """Filters leave some prompts few beams or none; groups search in another order than the result's."""
+    catalogue = tiny.catalogue(ragged=True)
+    model = tiny.model(catalogue.vocabulary, spread=2.0)
+    kept = catalogue.trie.filter(allow=[range(30), [3, 4], [], range(0, 30, 2)])
+    readout, settings = some_readout(model), {**MODES[mode], "num_beams": 6, "filter": kept}
+    found = search(model, catalogue, readout=readout, confidence=True, **settings)
+    wanted = read_off(model, catalogue, found, readout)
+    torch.testing.assert_close(found.confidence, wanted, rtol=1e-9, atol=1e-12, equal_nan=True)
+    assert torch.equal(found.confidence.isnan(), found.items < 0)
+    assert found.confidence.isnan().any()
+    if mode == "groups":
+        assert (found._found.order != np.arange(6)).any()
 
 
 @pytest.mark.parametrize("normalize", ["full", "sid", "allowed"])

@@ -30,7 +30,7 @@ def test_quick_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path):
         assert part in report
     for name in ("sft", "rl"):
         found = json.loads((folder / name / "eval-test.json").read_text(encoding="utf-8"))
-        assert found["num_rows"] == 943
+        assert (found["num_rows"], found["readout"]) == (943, True)
         assert found["ranking"]["hr@10"] > found["baselines"]["popularity"]["hr@10"]
     steps = [sorted(path.name for path in (folder / name / "checkpoints").iterdir()) for name in ("sft", "rl")]
     again = run("demo", "--quick", cwd=tmp_path)
@@ -39,6 +39,6 @@ def test_quick_demo_ends_in_a_report_and_goes_on_where_it_stopped(tmp_path):
     answer = run(
         "recommend", "--run", folder / "rl", "--history", "Star Wars (1977); Alien (1979)", "--json", cwd=tmp_path
     )
-    items = json.loads(answer.stdout)
+    items = json.loads(answer.stdout)["items"]
     assert len(items) == 10
     assert all(0 <= item["confidence"] <= 1 for item in items)

@@ -87,7 +87,7 @@ def test_sections_are_well_formed_and_name_real_arguments(module):
 EXPLAINED = (
     "trie beam packing advantages rewards metrics recalibration abstention data sids decode losses team lora migrate"
 )
-EXPLAINED += " integrations/transformers"
+EXPLAINED += " readout integrations/transformers"
 
 
 @pytest.mark.parametrize("module", EXPLAINED.split())
@@ -227,7 +227,7 @@ def workshop(tmp_path, monkeypatch):
 def test_guides_run(name, workshop):
     """Code and commands in order, on smaller models than those that they name."""
     page = ROOT / "docs" / f"{name}.md"
-    less = {"sids": ["--codes", "8"], "sft": workshop.SFT, "rl": workshop.RL, "eval": LESS}
+    less = {"sids": ["--codes", "8"], "sft": workshop.SFT, "rl": workshop.RL, "confide": LESS, "eval": LESS}
     names = {"__name__": "__main__"}
     for line, reason, language, code in fenced(page):
         if reason or language not in ("python", "sh"):

@@ -16,9 +16,9 @@ LAYERS = {
     0: "_core",
     1: "arrays files extras progress configs trie beam packing advantages rewards metrics recalibration abstention "
     "decisions data baselines",
-    2: "model engines decode device losses sids lora team migrate",
+    2: "model engines readout decode device losses sids lora team migrate",
     3: "run confidence recommend",
-    4: "sft rl evaluate",
+    4: "sft rl confide evaluate",
     5: "report demo doctor cli "
     "integrations.transformers integrations.trl integrations.verl integrations.openrlhf integrations.vllm",
 }
@@ -77,9 +77,9 @@ def test_no_circles():
     assert list(TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("module", ["sft", "rl", "evaluate"])
+@pytest.mark.parametrize("module", ["sft", "rl", "confide", "evaluate"])
 def test_jobs_do_not_know_each_other(module):
-    assert not inner_imports(PACKAGE / f"{module}.py") & {"sft", "rl", "evaluate"}
+    assert not inner_imports(PACKAGE / f"{module}.py") & {"sft", "rl", "confide", "evaluate"}
 
 
 def test_the_report_reads_files_only():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,25 @@ def test_a_killed_prepare_leaves_nothing_that_looks_like_data(pipeline, tmp_path
     assert found.keys() == wanted.keys()
     assert [name for name in found if found[name] != wanted[name]] == ["meta.json"]  # which names the folder
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "messages"]
+
+
+def test_a_killed_confide_leaves_what_was_there(pipeline, tmp_path):
+    """No readout, or the one from before."""
+    folder = Path(shutil.copytree(pipeline.rl, tmp_path / "rl"))
+    arguments = ["confide", "--run", folder, "--data", pipeline.data, "--threads", 1, "--device", "cpu"]
+    last = Change(0, r"rename .*readout\.safetensors$")
+
+    def named() -> dict:
+        return {name: found for name, found in snapshot(folder).items() if not name.endswith(".tmp")}
+
+    before = named()
+    assert live(arguments, tmp_path / "messages", last) == -signal.SIGKILL
+    assert named() == before
+    assert live(arguments, tmp_path / "messages") == 0
+    made = named()
+    assert made.keys() - before.keys() == {"readout.safetensors"}
+    assert live([*arguments, "--normalize", "sid"], tmp_path / "messages", last) == -signal.SIGKILL
+    assert named() == made
 
 
 # ----------------------------------------------------------------------------------------------- workers and threads

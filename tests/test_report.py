@@ -19,9 +19,8 @@ from safetensors.numpy import save_file
 from ugr_fast import report
 from ugr_fast.configs import ReportConfig
 from ugr_fast.decisions import read_outcomes, write_outcomes
-from ugr_fast.report import comparison, decisions, page, settings, training
-from ugr_fast.report.blocks import gallery
-from ugr_fast.report.confidence import risk_picture
+from ugr_fast.report import comparison, confidence, decisions, page, settings, training
+from ugr_fast.report.blocks import Block, gallery
 from ugr_fast.report.figures import DARK, INK, MUTED, PAPER, RUN_COLOURS
 from ugr_fast.report.read import read_runs
 from ugr_fast.report.shape import EVALUATION, Each, _parts, check_shape
@@ -130,6 +129,30 @@ def test_a_run_that_never_got_better_than_its_start_says_so(runs):
     edit(runs[1] / "eval-test.json", lambda found: found | {"step": 0, "trained": False, "signal": "likelihood"})
     assert report.table(runs)[-1][6].endswith("†")  # the confidence tokens of update 0 are untrained
     assert any("Evaluated at update 0" in text for text in comparison.headline(read_runs(runs)))
+
+
+def test_a_confidence_that_is_read_off_the_states_is_called_so(runs, monkeypatch):
+    """Evaluations from before there were any lack the key, and mean the two tokens."""
+    monkeypatch.setattr(confidence, "gallery", lambda *_: Block("", ""))
+    for name in ("reliability_picture", "histogram_picture", "risk_picture"):
+        monkeypatch.setattr(confidence, name, lambda *_: None)
+
+    def said():
+        return "\n".join(block.markdown for block in confidence.section(read_runs(runs)))
+
+    assert "readout" not in said()
+    assert "† Untrained confidence tokens." in said()
+    edit(runs[0] / "eval-test.json", lambda found: found | {"trained": True, "readout": True})
+    edit(runs[1] / "eval-test.json", lambda found: found | {"readout": False})
+    assert [row[0] for row in report.table(runs)][3:] == [
+        "sft (supervised fine-tuning, readout)",
+        "rl (UGR, brier confidence)",
+    ]
+    assert "likelihoods of valid rows: sft. By the two confidence tokens: rl." in said()
+    assert "ntrained" not in said()
+    edit(runs[1] / "eval-test.json", lambda found: found | {"readout": True})
+    assert "likelihoods of valid rows: sft, rl." in said()
+    assert "tokens" not in said() + report.FOOTNOTE
 
 
 def test_beam_width_stands_beside_each_run_where_they_differ(runs):
@@ -322,7 +345,7 @@ def test_examples_mark_hits_and_what_came_next(written):
 @pytest.fixture
 def short(monkeypatch):
     """A report of one section and a figure for each run, for the tests of how it is written."""
-    blocks = lambda runs, split: [*comparison.section(runs, split), gallery([*map(risk_picture, runs)])]  # noqa: E731
+    blocks = lambda runs, split: [*comparison.section(runs, split), gallery([*map(confidence.risk_picture, runs)])]  # noqa: E731
     monkeypatch.setattr(page, "compose", blocks)
 
 

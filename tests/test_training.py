@@ -51,7 +51,12 @@ def test_adapters_through_both_stages(pipeline, adapted, tmp_path):
         assert np.isfinite(losses).all()
     assert lines(adapted / "sft")[-1]["valid"]["hr@10"] > 0.2
     assert any(line["kl"] > 0 for line in lines(tmp_path / "rl") if "kl" in line)
-    done("eval", "--run", tmp_path / "rl", "--data", pipeline.data, "--num-beams", 10, "--threads", 1)
+    arguments = ["--run", tmp_path / "rl", "--data", pipeline.data, "--num-beams", 10, "--threads", 1]
+    for precision in ("float32", "bfloat16"):
+        done("confide", *arguments, "--precision", precision)
+        done("eval", *arguments, "--precision", precision)
+        found = json.loads((tmp_path / "rl" / "eval-test.json").read_text())
+        assert (found["readout"], found["precision"]) == (True, precision)
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
@@ -187,3 +192,34 @@ def test_settings_change_what_they_name(pipeline, tmp_path):
         step = sorted((tmp_path / name / "checkpoints").iterdir())[-1]
         found[name] = (step / "model" / "model.safetensors").read_bytes()
     assert len(set(found.values())) == len(cases)
+
+
+def test_fine_tuning_goes_on_from_a_run(pipeline, tmp_path):
+    """It begins with the run's weights and goes on bit for bit when repeated; another learning rate leaves its mark."""
+    gentle = ["--run", pipeline.sft, "--epochs", 1, "--lr", 1e-30, "--muon-lr", 0, "--average", 0, "--weight-decay", 0]
+    done(*pipeline.sft_args(tmp_path / "still", *gentle))
+    start, still = (Run.open(folder).load_model(torch.device("cpu")) for folder in (pipeline.sft, tmp_path / "still"))
+    for name, weights in start.state_dict().items():
+        torch.testing.assert_close(still.state_dict()[name], weights, rtol=0, atol=0, msg=name)
+    line = next(line["valid"] for line in lines(tmp_path / "still") if "valid" in line)
+    assert line["ndcg@10"] == Run.open(pipeline.sft).best()["ndcg@10"]
+    done(*pipeline.sft_args(tmp_path / "moved", *gentle, "--lr", 1e-3))
+    moved = Run.open(tmp_path / "moved").load_model(torch.device("cpu"))
+    assert any(not torch.equal(moved.state_dict()[name], weights) for name, weights in start.state_dict().items())
+    done("eval", "--run", tmp_path / "moved", "--data", pipeline.data, "--num-beams", 10, "--threads", 1)
+
+
+def test_fine_tuning_refuses_a_start_that_does_not_fit(pipeline, adapted, tmp_path):
+    done("sids", "--data", pipeline.data, "--out", tmp_path / "sids", "--source", "cooccurrence", "--codes", 4)
+    refused = {
+        "has others": ["--run", pipeline.sft, "--sids", tmp_path / "sids"],
+        "began with a model": ["--run", adapted / "sft"],
+        "must not be given beside": ["--run", pipeline.sft, "--model", adapted / "model"],
+        "no such run": ["--run", tmp_path / "nowhere"],
+    }
+    for message, more in refused.items():
+        outcome = call(*pipeline.sft_args(tmp_path / "out", *more))
+        assert outcome.code == 2
+        assert message in outcome.err or message == "no such run", outcome.err
+        assert outcome.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()

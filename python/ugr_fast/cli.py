@@ -18,6 +18,7 @@ import tyro
 
 from ugr_fast import extras
 from ugr_fast.configs import (
+    ConfideConfig,
     DemoConfig,
     DoctorConfig,
     EvalConfig,
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Generative recommendation that knows how sure it is.
 
-The usual order: prepare -> sids -> sft -> rl -> eval -> report, then recommend; `demo` does it all on MovieLens-100K,
-and `migrate` stands for the first two where MiniOneRec or UGR has done them; `doctor` tells what is installed.
+The usual order: prepare -> sids -> sft -> rl -> confide -> eval -> report, then recommend; `demo` does it all on
+MovieLens-100K, and `migrate` stands for the first two where MiniOneRec or UGR has done them; `doctor` tells what is
+installed.
 Each command has its own --help."""
 
 
@@ -78,6 +80,13 @@ def rl(config: RlConfig) -> None:
     from ugr_fast import rl
 
     _print_best(rl.train(config))
+
+
+def confide(config: ConfideConfig) -> None:
+    """Fit how sure a run is to rows that training has not seen."""
+    from ugr_fast import confide
+
+    _print_counts(confide.confide(config))
 
 
 def evaluate(config: EvalConfig) -> None:
@@ -152,6 +161,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "sids": (SidsConfig, sids),
     "sft": (SftConfig, sft),
     "rl": (RlConfig, rl),
+    "confide": (ConfideConfig, confide),
     "eval": (EvalConfig, evaluate),
     "recommend": (RecommendConfig, recommend),
     "report": (ReportConfig, report),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ugr_fast.run import Run
 
 OUTCOMES = "confidence.safetensors"
+CHECKPOINT = ("step", "model", "readout")
+"""What tells what was evaluated; without a readout, no "readout"."""
 SEARCH = ("num_beams", "normalize", "precision")
 """What an evaluation and `recommend` must have in common."""
 
@@ -81,12 +83,13 @@ class Confidence:
         """Read what `ugr-fast eval` found of the best checkpoint.
 
         Raises:
-            FileNotFoundError: the run was not evaluated, or another checkpoint was; the message names the command.
+            FileNotFoundError: the run was not evaluated, or another checkpoint was, or it with another readout; the
+                message names the command.
             ValueError: an unreadable file.
         """
         command = f"ugr-fast eval --run {run.folder} --data {run.config['settings'].get('data', 'DATA')}"
         path = run.folder / "confidence.json"
-        found = read_json(path, command)
+        found, checkpoint = read_json(path, command), run.checkpoint_of()
         try:
             how, choices = found["how"], Choices.from_json(found["choices"])
             saved, valid = read_outcomes(run.folder / OUTCOMES)
@@ -94,8 +97,7 @@ class Confidence:
                 raise ValueError(
                     f"`num_beams` must be {valid.scores.shape[1]}, as of its lists, got {how['num_beams']}"
                 )
-            checkpoint = run.checkpoint_of()
-            fits = saved == how and how.items() >= checkpoint.items()
+            fits = saved == how and all(how.get(name) == checkpoint.get(name) for name in CHECKPOINT)
             check(EvalConfig(run.folder, run.folder, **{name: how[name] for name in SEARCH}))
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ValueError(f"{path} is altered ({error}); make it again with `{command}`") from error

@@ -110,6 +110,8 @@ class SftConfig:
     model: Path | None = None
     """Local folder of a causal language model to start from; by default a small decoder (Qwen3 architecture) is
     trained from scratch."""
+    run: Path | None = None
+    """Fine-tuned run to go on from, on the same items and semantic IDs: its small decoder, with this dropout."""
     hidden: int = 256
     """Width of the small decoder."""
     layers: int = 4
@@ -275,6 +277,31 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class ConfideConfig:
+    """Fit how sure a run is to half of the valid rows, which training has not seen; writes readout.safetensors into it.
+
+    Lists and scores stay as they are. `ugr-fast eval` and `recommend` use it from then on.
+    """
+
+    run: Path
+    """Run directory of `ugr-fast sft` or `ugr-fast rl`."""
+    data: Path
+    """Data folder."""
+    num_beams: int = 10
+    """Beam width: candidates of each row that the fit is made to."""
+    normalize: Literal["full", "sid", "allowed"] = "full"
+    """What token log-probs are normalised over, in evaluation too."""
+    batch_size: int = 64
+    """Prompts per forward pass."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward passes compute in (autocast), in evaluation too."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:NUMBER."""
+    threads: int = 0
+    """Threads of torch; 0 keeps torch's choice."""
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluate a run by full ranking with beam search; writes eval-SPLIT.json into the run."""
 
@@ -416,12 +443,15 @@ def check(config: Any) -> None:
         raise ValueError(f"`risks` must lie between 0 and 1, got {config.risks}")
     if isinstance(config, RlConfig):
         _check_rl(config)
-    if isinstance(config, SftConfig) and config.model is None and config.lora:
+    if isinstance(config, SftConfig):
+        _check_sft(config)
+
+
+def _check_sft(config: SftConfig) -> None:
+    if config.model is None and config.lora:
         raise ValueError(f"`lora` must be 0 for a decoder from scratch, got {config.lora}; give a `model` to adapt")
-    if isinstance(config, SftConfig) and config.model is None and config.hidden % (2 * config.heads):
-        raise ValueError(
-            f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
-        )
+    if config.model is not None and config.run is not None:
+        raise ValueError(f"`run` must not be given beside `model`, got both {config.run} and {config.model}")
 
 
 def _check_rl(config: RlConfig) -> None:

@@ -43,8 +43,8 @@ Band: TypeAlias = dict[str, list[float]]
 Statistic: TypeAlias = Callable[[Floats], Floats]
 Ints: TypeAlias = npt.NDArray[np.int64]
 How: TypeAlias = dict[str, Any]
-"""Of a ranking: "step" and "model", a digest, of the checkpoint, "num_beams", "normalize", "precision", and "rows", a
-digest of them."""
+"""Of a ranking: "step" and "model", a digest, of the checkpoint, "readout", a digest, where it has one, "num_beams",
+"normalize", "precision", and "rows", a digest of them."""
 
 DEPTH = 10
 """Entries of the lists that are measured: metrics are NDCG@10 and HR@10."""

@@ -17,13 +17,16 @@ import torch
 from ugr_fast import _core
 from ugr_fast.beam import BeamResult, BeamSearch, Method
 from ugr_fast.engines import RowEngine, TreeEngine
-from ugr_fast.model import Normalize, head_columns, takes_pattern
+from ugr_fast.model import Normalize, head_columns, state_size, takes_pattern
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ugr_fast.engines import Engine
     from ugr_fast.model import SidVocabulary
+    from ugr_fast.readout import Readout
     from ugr_fast.trie import Filter, SidTrie
 
 __all__ = ["Beams", "Normalize", "beam_search"]
@@ -39,6 +42,7 @@ class Beams:
         logprobs: (B, K, L) token log-probs, 0 past the end of a beam.
         items: (B, K) int64, the lowest item id of each semantic ID that the filter leaves, −1 for an absent beam.
         confidence: (B, K) in [0, 1], NaN for an absent beam; None if it was not asked for.
+        states: (B, K, D) of the model at the last token of each beam, NaN for an absent one; None likewise.
         perturbed: (B, K) perturbed log-probs of a stochastic search, else None.
         threshold: (B,) what they had to exceed, −inf if everything was found; None but for a stochastic search.
     """
@@ -48,6 +52,7 @@ class Beams:
     logprobs: torch.Tensor
     items: torch.Tensor
     confidence: torch.Tensor | None = None
+    states: torch.Tensor | None = None
     perturbed: torch.Tensor | None = None
     threshold: torch.Tensor | None = None
     _found: BeamResult | None = field(default=None, repr=False)
@@ -90,6 +95,8 @@ def beam_search(
     first_row: int = 0,
     vocabulary: SidVocabulary | None = None,
     confidence: bool = False,
+    readout: Readout | None = None,
+    states: bool = False,
     engine: Literal["auto", "tree", "rows"] = "auto",
 ) -> Beams:
     """Find the `num_beams` best semantic IDs for every prompt, exactly as a beam search over `trie` defines them.
@@ -115,7 +122,10 @@ def beam_search(
         seed: of the draws.
         first_row: where the prompts stand in a larger batch; they draw what they would draw there.
         vocabulary: needed for "sid" and for `confidence`.
-        confidence: also run the confidence suffix on every beam.
+        confidence: also say how sure the model is of every beam.
+        readout: what reads the confidence off each beam's state and log-prob, with engine "tree"; no suffix is run
+            then. If None, the two tokens of `vocabulary` after the suffix.
+        states: also return the state at the end of each beam, with engine "tree".
         engine: "tree" computes each prompt and its beams as one tree, for models that attend to their whole context
             and take 4-D masks and `position_ids`; "rows" gives every beam a row and works for any causal language
             model, several times slower; "auto" is "tree" where the model allows it.
@@ -133,7 +143,7 @@ def beam_search(
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    _check(input_ids, attention_mask, vocabulary, confidence, temperature)
+    _check(input_ids, attention_mask, vocabulary, confidence, readout, temperature)
     columns = head_columns(normalize, vocabulary, trie)
     check_tokens(trie, normalize, columns)
     _check_vocabulary(model, input_ids, trie)
@@ -171,13 +181,20 @@ def beam_search(
             search.step(scores.numpy(), over="candidates")
             runner.follow(search.parents, search.last_tokens)
         found = search.result()
-        scored = _confidence(runner, found, search.width, vocabulary, dtype) if confidence and vocabulary else None
+        ends = _Ends(runner, found, search.width, dtype)
+        reached = ends.states(state_size(model)) if states or readout else None
+        scored = None
+        if readout and reached is not None:
+            scored = readout(reached, torch.from_numpy(found.logprobs.sum(2))).sigmoid().to(dtype)
+        elif confidence and vocabulary:
+            scored = ends.confidence(vocabulary)
     return Beams(
         tokens=torch.from_numpy(found.tokens),
         scores=torch.from_numpy(found.scores),
         logprobs=torch.from_numpy(found.logprobs),
         items=torch.from_numpy(found.items),
         confidence=scored,
+        states=reached if states else None,
         perturbed=None if found.perturbed is None else torch.from_numpy(found.perturbed),
         threshold=None if found.threshold is None else torch.from_numpy(found.threshold),
         _found=found,
@@ -189,6 +206,7 @@ def _check(
     attention_mask: torch.Tensor,
     vocabulary: SidVocabulary | None,
     confidence: bool,
+    readout: Readout | None,
     temperature: float,
 ) -> None:
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
@@ -200,6 +218,8 @@ def _check(
         raise ValueError("`attention_mask` must leave at least one token in every row; a prompt is empty")
     if vocabulary is None and confidence:
         raise ValueError("`vocabulary` must be given for `confidence=True`")
+    if readout is not None and not confidence:
+        raise ValueError("`confidence` must be True for a `readout`, got False")
     if not 1e-30 <= temperature <= 1e30:
         raise ValueError(f"`temperature` must lie in 1e-30 .. 1e30, got {temperature}")
 
@@ -266,14 +286,26 @@ def logprobs_of(chosen: torch.Tensor, logits: torch.Tensor, temperature: float) 
     return chosen - logits.logsumexp(1, keepdim=True)
 
 
-def _confidence(
-    runner: Engine, found: BeamResult, width: int, vocabulary: SidVocabulary, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return the confidence (B, K), NaN where no beam is."""
-    rows = np.arange(len(found.items))[:, None]
-    wanted = np.zeros((len(found.items), width), np.bool_)
-    wanted[rows, found.order] = found.items >= 0
-    values = torch.full(wanted.shape, torch.nan, dtype=dtype)
-    if wanted.any():
-        values[torch.from_numpy(wanted)] = torch.sigmoid(runner.confidence(wanted, vocabulary).to(dtype)).cpu()
-    return values[torch.from_numpy(rows), torch.from_numpy(found.order)]
+class _Ends:
+    """The ends of the beams of a search, which a runner holds in its own order."""
+
+    def __init__(self, runner: Engine, found: BeamResult, width: int, dtype: torch.dtype) -> None:
+        self._runner, self._dtype = runner, dtype
+        self._at = np.arange(len(found.items))[:, None], found.order
+        self._wanted = np.zeros((len(found.items), width), np.bool_)
+        self._wanted[self._at] = found.items >= 0
+
+    def states(self, size: int) -> torch.Tensor:
+        """Return the states (B, K, D) of this D, NaN where no beam is."""
+        return self._placed(self._runner.states, size)
+
+    def confidence(self, vocabulary: SidVocabulary) -> torch.Tensor:
+        """Return the confidence (B, K) by the two tokens, NaN where no beam is; call it last."""
+        return self._placed(lambda wanted: self._runner.confidence(wanted, vocabulary)).sigmoid()
+
+    def _placed(self, ask: Callable[[NDArray[np.bool_]], torch.Tensor], *shape: int) -> torch.Tensor:
+        """Ask for a value of this shape of each beam, and put it where the result has that beam."""
+        values = torch.full((*self._wanted.shape, *shape), torch.nan, dtype=self._dtype)
+        if self._wanted.any():
+            values[torch.from_numpy(self._wanted)] = ask(self._wanted).to(self._dtype).cpu()
+        return values[torch.from_numpy(self._at[0]), torch.from_numpy(self._at[1])]

@@ -1,4 +1,4 @@
-"""The main job on MovieLens-100K: events → semantic IDs → fine-tuning → UGR → evaluation → report.
+"""The main job on MovieLens-100K: events → semantic IDs → fine-tuning → UGR → readout → evaluation → report.
 
 Each step is a command of its own with the settings below; a step whose result is there is not done again, so an
 interrupted demo goes on where it stopped.
@@ -12,8 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ugr_fast import data, evaluate, report, rl, sft, sids
+from ugr_fast import confide, data, evaluate, report, rl, sft, sids
 from ugr_fast.configs import (
+    ConfideConfig,
     DemoConfig,
     EvalConfig,
     PrepareConfig,
@@ -38,14 +39,17 @@ def run(config: DemoConfig) -> Path:
     out = config.out
     _prepare(config, out / "data")
     _sids(config, out / "data", out / "sids")
-    say("3/6 supervised fine-tuning on whole user sequences")
+    say("3/7 supervised fine-tuning on whole user sequences")
     sft.train(_sft(config))
-    say("4/6 reinforcement learning with UGR")
+    say("4/7 reinforcement learning with UGR")
     rl.train(_rl(config))
-    say("5/6 evaluation: full ranking of the test users by beam search")
+    say("5/7 confidence: a readout of the states, fitted to half of the valid users")
+    for name in ("sft", "rl"):
+        _confide(config, out / name)
+    say("6/7 evaluation: full ranking of the test users by beam search")
     for name in ("sft", "rl"):
         evaluate.evaluate(EvalConfig(run=out / name, data=out / "data", num_beams=NUM_BEAMS, threads=config.threads))
-    say("6/6 report")
+    say("7/7 report")
     settings = ReportConfig(runs=(out / "sft", out / "rl"), out=out / "report")
     report.write(settings)
     _print_table(report.table([*settings.runs], settings.split))
@@ -61,7 +65,7 @@ def run(config: DemoConfig) -> Path:
 def _prepare(config: DemoConfig, out: Path) -> None:
     if (out / "meta.json").exists():
         return
-    say("1/6 MovieLens-100K: GroupLens data for research use, read from the recbole package")
+    say("1/7 MovieLens-100K: GroupLens data for research use, read from the recbole package")
     events, items = data.movielens()
     data.prepare(
         PrepareConfig(
@@ -81,7 +85,7 @@ def _prepare(config: DemoConfig, out: Path) -> None:
 def _sids(config: DemoConfig, folder: Path, out: Path) -> None:
     if (out / "meta.json").exists():
         return
-    say("2/6 semantic IDs: residual k-means on the co-occurrences of the training split")
+    say("2/7 semantic IDs: residual k-means on the co-occurrences of the training split")
     sids.build(SidsConfig(data=folder, out=out, source="cooccurrence", codes=64, seed=config.seed))
 
 
@@ -112,6 +116,14 @@ def _rl(config: DemoConfig) -> RlConfig:
         seed=config.seed,
         threads=config.threads,
     )
+
+
+def _confide(config: DemoConfig, run: Path) -> None:
+    """Fit a readout, or say why there is none: a quick run may find too little to fit it to."""
+    try:
+        confide.confide(ConfideConfig(run=run, data=config.out / "data", num_beams=NUM_BEAMS, threads=config.threads))
+    except ValueError as error:
+        say(f"{run.name}: its confidence stays that of the two tokens: {error}")
 
 
 def _print_table(rows: list[list[str]]) -> None:

@@ -56,6 +56,9 @@ class Engine(Protocol):
     def logits(self, wanted: NDArray[np.bool_]) -> torch.Tensor:
         """Return the next token's logits (n, columns) of the beams in `wanted` (B, K), row by row."""
 
+    def states(self, wanted: NDArray[np.bool_]) -> torch.Tensor:
+        """Return the states (n, D) at the last tokens, not run before, of the beams in `wanted` (B, K), row by row."""
+
     def confidence(self, wanted: NDArray[np.bool_], vocabulary: SidVocabulary) -> torch.Tensor:
         """Return the logit of the confidence (n,) of the beams in `wanted` (B, K), row by row; call it last."""
 
@@ -103,6 +106,10 @@ class TreeEngine:
     def logits(self, wanted: NDArray[np.bool_]) -> torch.Tensor:
         """See `Engine.logits`."""
         return head_logits(self._model, self._hidden(wanted), self._columns)
+
+    def states(self, wanted: NDArray[np.bool_]) -> torch.Tensor:
+        """See `Engine.states`."""
+        return self._hidden(wanted)
 
     def confidence(self, wanted: NDArray[np.bool_], vocabulary: SidVocabulary) -> torch.Tensor:
         """See `Engine.confidence`: every beam gets the suffix as a chain of its own."""
@@ -208,6 +215,10 @@ class RowEngine:
         self._columns = slice(None)
         logits = self.logits(wanted) if (self._tokens[wanted] >= 0).all() else self._from_the_start(wanted)
         return logits[:, vocabulary.positive] - logits[:, vocabulary.negative]
+
+    def states(self, wanted: NDArray[np.bool_]) -> torch.Tensor:
+        """Refuse: a model's own forward ends in logits."""
+        raise ValueError("`readout` and `states` need the model's states, which engine='tree' has and 'rows' has not")
 
     def _advance(self) -> torch.Tensor:
         """Run the levels that are not in the cache yet: logits (B·K, V) after the last one."""

@@ -29,7 +29,7 @@ from ugr_fast.files import write_json
 from ugr_fast.model import autocast
 from ugr_fast.progress import bar, say
 from ugr_fast.recommend import Ranking, outcomes_of, rank, ranking_metrics, ranking_per_row
-from ugr_fast.run import Run, choose_device, set_threads
+from ugr_fast.run import READOUT, Run, choose_device, set_threads
 from ugr_fast.team import Team
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from ugr_fast.configs import EvalConfig
     from ugr_fast.model import Catalogue
+    from ugr_fast.readout import Readout
     from ugr_fast.recalibration import Recalibrator
 
 BINS = 15
@@ -57,7 +58,9 @@ class Job:
     device: torch.device
     team: Team
     checkpoint: How
-    """Its "step" and "model"."""
+    """Its "step" and "model", and "readout" where it has one."""
+    readout: Readout | None
+    """What reads its confidence; the two tokens if None."""
 
     @cached_property
     def model(self) -> Any:
@@ -89,6 +92,7 @@ class Job:
                 batch_size=self.config.batch_size,
                 description=f"evaluating {self.config.run.name} on {split}",
                 team=self.team,
+                readout=self.readout,
             )
 
 
@@ -142,8 +146,23 @@ def _open(config: EvalConfig, dataset: data.Dataset) -> Job:
     for split in ("valid", config.split):
         if len(np.unique(getattr(dataset, split).user)) < 2:
             raise ValueError(f"`data` must have 2 {split} users or more, to choose and to measure; prepare it anew")
-    checkpoint = run.checkpoint_of(config.checkpoint)
-    return Job(config, run, run.load_catalogue(), device, Team.join(device), checkpoint)
+    checkpoint, readout = run.checkpoint_of(config.checkpoint), _readout(run, config)
+    return Job(config, run, run.load_catalogue(), device, Team.join(device), checkpoint, readout)
+
+
+def _readout(run: Run, config: EvalConfig) -> Readout | None:
+    """Return the readout of the checkpoint, which must be of a search like this."""
+    known = run.load_readout(config.checkpoint)
+    if known is None:
+        return None
+    fitted, readout = known
+    for name in ("normalize", "precision"):
+        if fitted.get(name) != getattr(config, name):
+            raise ValueError(
+                f"`{name}` must be {fitted.get(name)!r}, as the readout of {run.folder} was fitted, got "
+                f"{getattr(config, name)!r}; fit it anew with `ugr-fast confide`, or remove {run.folder / READOUT}"
+            )
+    return readout
 
 
 def _how(job: Job, known: Confidence, rows: data.Rows) -> dict[str, Any]:
@@ -153,7 +172,8 @@ def _how(job: Job, known: Confidence, rows: data.Rows) -> dict[str, Any]:
         "how": job.how(rows),
         **{name: getattr(job.config, name) for name in names},
         "step": job.checkpoint["step"],
-        "trained": _trained(job.run, job.checkpoint["step"]),
+        "trained": _trained(job),
+        "readout": job.readout is not None,
         "signal": known.choices.signal,
     }
 
@@ -166,10 +186,11 @@ def _write(job: Job, known: Confidence, outcomes: Outcomes, rows: data.Rows, fou
     write_json(folder / f"eval-{split}.json", found)
 
 
-def _trained(run: Run, step: int) -> bool:
-    """Whether the confidence tokens of this checkpoint were: those of step 0 are of the model that rl began with."""
-    config = run.config
-    return bool(config["command"] == "rl" and config["settings"].get("confidence") != "none" and step > 0)
+def _trained(job: Job) -> bool:
+    """Whether anything taught the confidence: the tokens at step 0 are of the model that rl began with."""
+    config = job.run.config
+    by_rl = config["command"] == "rl" and config["settings"].get("confidence") != "none"
+    return job.readout is not None or bool(by_rl and job.checkpoint["step"] > 0)
 
 
 def _confidence(job: Job, dataset: data.Dataset, outcomes: Outcomes) -> Confidence:
@@ -181,9 +202,8 @@ def _confidence(job: Job, dataset: data.Dataset, outcomes: Outcomes) -> Confiden
             job.rank(rows, "valid"), job.catalogue, rows.item, rows.user
         )
     choosing, _ = decisions.halves(valid.users)
-    trained = _trained(job.run, job.checkpoint["step"])
     with bar("choosing on valid", 1) as advance:
-        choices = decisions.choose(valid.take(choosing), trained=trained, method=job.config.recalibration)
+        choices = decisions.choose(valid.take(choosing), trained=_trained(job), method=job.config.recalibration)
         advance(1)
     return Confidence(how, choices, valid)
 

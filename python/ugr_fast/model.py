@@ -324,6 +324,12 @@ def token_tables(model: Any) -> list[torch.nn.Parameter]:
     return list({id(table): table for table in tables}.values())
 
 
+def state_size(model: Any) -> int:
+    """Return D, of the states that the head reads."""
+    size: int = model.get_input_embeddings().weight.shape[1]
+    return size
+
+
 def takes_pattern(model: Any) -> bool:
     """Whether `model` attends as an explicit 4-D mask says, at the positions that it is given.
 

@@ -15,7 +15,7 @@ from ugr_fast import data, metrics
 from ugr_fast.confidence import Confidence
 from ugr_fast.decisions import How, Outcomes
 from ugr_fast.decode import Normalize, beam_search
-from ugr_fast.model import Catalogue, autocast, pad_left
+from ugr_fast.model import Catalogue, autocast, pad_left, state_size
 from ugr_fast.progress import bar
 from ugr_fast.run import Run, choose_device
 from ugr_fast.team import ALONE, Team
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ugr_fast.abstention import RiskThreshold
     from ugr_fast.data import Rows
+    from ugr_fast.readout import Readout
     from ugr_fast.trie import Filter
 
 
@@ -37,12 +38,14 @@ class Ranking:
         scores: (N, K) sums of token log-probs, −inf where absent.
         confidence: (N, K) in [0, 1], NaN where absent.
         items: (N, K) int64 item-level ranking: all items of a SID, ascending id, at the SID's rank; −1 where absent.
+        states: (N, K, D) float32 of the model at the end of each beam, NaN where absent; None if not asked for.
     """
 
     tokens: np.ndarray
     scores: np.ndarray
     confidence: np.ndarray
     items: np.ndarray
+    states: np.ndarray | None = None
 
 
 def rank(
@@ -57,6 +60,8 @@ def rank(
     batch_size: int = 64,
     description: str | None = None,
     team: Team = ALONE,
+    readout: Readout | None = None,
+    states: bool = False,
 ) -> Ranking:
     """Recommend for every history by constrained beam search.
 
@@ -71,6 +76,8 @@ def rank(
         batch_size: prompts per forward pass; histories of like length are batched together.
         description: label of a progress bar; none if None.
         team: processes that call this together with the same arguments, and rank a share of the histories each.
+        readout: what reads the confidence off the model's states; its two tokens if None.
+        states: also keep the model's states, in place of confidences.
 
     Returns:
         The ranking, rows in the order of `histories`, all of them on every process.
@@ -89,15 +96,17 @@ def rank(
         scores=np.full(shape, -np.inf, dtype=np.float32),
         confidence=np.full(shape, np.nan, dtype=np.float32),
         items=np.full(shape, -1, dtype=np.int64),
+        states=np.full((*shape, state_size(model)), np.nan, dtype=np.float32) if states else None,
     )
     with bar(description, len(prompts)) if description else nullcontext(_say_nothing) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             out = None if deny is None else [deny[share.start + row] for row in rows]
             filter = None if allow is None and out is None else catalogue.trie.filter(allow, out)
-            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter)
+            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter, readout)
             advance(len(rows))
-    return Ranking(**{name: _whole(values, len(histories), team) for name, values in vars(ranking).items()})
+    found = {name: values for name, values in vars(ranking).items() if values is not None}
+    return Ranking(**{name: _whole(values, len(histories), team) for name, values in found.items()})
 
 
 def _whole(values: np.ndarray, count: int, team: Team) -> np.ndarray:
@@ -118,6 +127,7 @@ def _rank_batch(
     out: Ranking,
     normalize: Normalize,
     filter: Filter | None,
+    readout: Readout | None,
 ) -> None:
     ids, mask = pad_left(prompts, catalogue.vocabulary.pad)
     beams = beam_search(
@@ -129,12 +139,16 @@ def _rank_batch(
         normalize=normalize,
         filter=filter,
         vocabulary=catalogue.vocabulary,
-        confidence=True,
+        confidence=out.states is None,
+        readout=readout,
+        states=out.states is not None,
     )
-    assert beams.confidence is not None
     out.tokens[rows] = beams.tokens.numpy()
     out.scores[rows] = beams.scores.numpy()
-    out.confidence[rows] = beams.confidence.float().numpy()
+    if beams.confidence is not None:
+        out.confidence[rows] = beams.confidence.float().numpy()
+    if out.states is not None and beams.states is not None:
+        out.states[rows] = beams.states.numpy()
     out.items[rows] = beams.expand_items(out.items.shape[1]).numpy()
 
 
@@ -246,7 +260,7 @@ class Recommendation(NamedTuple):
     score: float
     """Log-likelihood of its semantic ID."""
     confidence: float
-    """What the model itself says, in [0, 1]; untrained before `ugr-fast rl`."""
+    """What the model itself says, in [0, 1]; untrained before `ugr-fast rl` or `ugr-fast confide`."""
     calibrated: float | None = None
     """Probability that it is the next item, as valid rows have it; None for a run that was not evaluated."""
 
@@ -308,6 +322,7 @@ class Recommender:
         history_length: items of a history that the model was trained on; older ones are left out.
         confidence: what valid rows say of the model's confidence; None for a run that was not evaluated.
         uncalibrated: why not.
+        readout: what reads the confidence off the model's states; its two tokens if None.
 
     Example:
         recommender = Recommender.load("runs/demo/rl")
@@ -324,6 +339,7 @@ class Recommender:
         history_length: int,
         confidence: Confidence | None = None,
         uncalibrated: str = "the run was not evaluated",
+        readout: Readout | None = None,
     ) -> None:
         self.model = model
         self.catalogue = catalogue
@@ -332,6 +348,8 @@ class Recommender:
         self.history_length = history_length
         self.confidence = confidence
         self.uncalibrated = uncalibrated
+        self.readout = readout
+        self.search: How = {"normalize": "full", "precision": "float32"}
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> Recommender:
@@ -349,6 +367,8 @@ class Recommender:
             known.confidence = Confidence.load(opened)
         except FileNotFoundError as error:
             known.uncalibrated = str(error)
+        if found := opened.load_readout():
+            known.search, known.readout = found
         return known
 
     def find(self, name: str) -> int:
@@ -402,7 +422,7 @@ class Recommender:
             raise ValueError(f"`k` and `num_beams` must be at least 1, got {k} and {num_beams}")
         rows = [self._items(history) for history in _several(histories)]
         known = self._evaluated(min_confidence, max_risk)
-        how: How = known.how if known else {"num_beams": k, "normalize": "full", "precision": "float32"}
+        how = known.how if known else {**self.search, "num_beams": k}
         width = max(k, num_beams or how["num_beams"])
         rule = None
         if known and max_risk is not None:
@@ -424,6 +444,7 @@ class Recommender:
                 deny=out,
                 batch_size=batch_size,
                 description="recommending" if len(rows) > 10 * batch_size else None,
+                readout=self.readout,
             )
         return self._answer(ranking, k, known, min_confidence, rule)
 

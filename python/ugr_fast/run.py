@@ -14,6 +14,7 @@
       metrics.jsonl       one line per logged step
       tensorboard/        the same for TensorBoard, where that is installed
       best.json           the step that was best on valid, and its metrics
+      readout.safetensors what `ugr-fast confide` fitted to the best checkpoint
       eval-test.json      what `ugr-fast eval` found; confidence.json and outcomes-*.safetensors: see `confidence`
 
 Repeating a command on its own run directory resumes it; a directory that holds another run is refused. Checkpoints are
@@ -30,7 +31,7 @@ import os
 import platform
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,9 +71,11 @@ from ugr_fast.files import (
 from ugr_fast.lora import is_adapted, merged
 from ugr_fast.model import Catalogue, SidVocabulary, token_tables
 from ugr_fast.progress import say
+from ugr_fast.readout import Readout, read_readout, write_readout
 from ugr_fast.team import ALONE, Team
 
 Schedule = Literal["cosine", "linear", "constant"]
+READOUT = "readout.safetensors"
 _CATALOGUE = ("vocabulary.json", "codes.safetensors", "items.json")
 
 
@@ -611,10 +614,48 @@ class Run:
         step = best["step"] if which == "best" and best and best["step"] in steps else steps[-1]
         return self.checkpoint(step) / "model"
 
-    def checkpoint_of(self, which: str = "best") -> dict[str, Any]:
-        """Return what tells the best or the last checkpoint from every other: its step, and a digest of its model."""
+    def checkpoint_of(self, which: str = "best", *, readout: bool = True) -> dict[str, Any]:
+        """Return what tells the best or the last checkpoint from every other.
+
+        Args:
+            which: "best" or "last".
+            readout: also what tells its readout from another.
+
+        Returns:
+            Its "step", a digest of its "model", and one of its "readout" where it has one.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+            ValueError: the file of the readout is truncated or altered.
+        """
         folder = self.model_folder(which)
-        return {"step": int(folder.parent.name[5:]), "model": fingerprint(folder)[:16]}
+        found = {"step": int(folder.parent.name[5:]), "model": fingerprint(folder)[:16]}
+        known = self._readout_of(found) if readout else None
+        return found if known is None else {**found, "readout": known[1].digest}
+
+    def save_readout(self, readout: Readout, how: dict[str, str]) -> None:
+        """Keep what reads the confidence of the best checkpoint off its states.
+
+        Args:
+            readout: fitted to them.
+            how: "normalize" and "precision" of the search that they come from.
+        """
+        write_readout(self.folder / READOUT, readout, {**self.checkpoint_of(readout=False), **how})
+
+    def load_readout(self, which: str = "best") -> tuple[dict[str, Any], Readout] | None:
+        """Return how the readout of the best or the last checkpoint was fitted, and the readout; None without one.
+
+        Raises:
+            ValueError: its file is truncated or altered.
+        """
+        return self._readout_of(self.checkpoint_of(which, readout=False))
+
+    def _readout_of(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], Readout] | None:
+        with suppress(FileNotFoundError):
+            how, readout = read_readout(self.folder / READOUT)
+            if all(how.get(name) == checkpoint[name] for name in ("step", "model")):
+                return how, readout
+        return None
 
 
 def _scalars(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

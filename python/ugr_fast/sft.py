@@ -64,14 +64,15 @@ def train(config: SftConfig) -> dict[str, Any]:
         )
     seed_everything(config.seed)
     model, vocabulary = start_model(config, codes)
-    if config.model is None and config.warm_start:
+    if config.model is None and config.run is None and config.warm_start:
         warm_start(model, vocabulary, sids.load_code_vectors(config.sids), config.warm_start)
     model.to(device)
     if config.lora:
         model = with_lora(model, config.lora, config.lora_alpha)
     if not team.is_main:
         torch.manual_seed(config.seed + team.rank)  # no two processes drop out the same
-    run = Run.create(config.out, "sft", config, device, start=config.model, team=team)
+    start = config.model if config.run is None else Run.open(config.run).model_folder()
+    run = Run.create(config.out, "sft", config, device, start=start, team=team)
     run.save_catalogue(vocabulary, codes, dataset.titles, dataset.ids)
     catalogue = Catalogue.build(vocabulary, codes)
     learner = make_learner(config, model, team)
@@ -97,6 +98,8 @@ def train(config: SftConfig) -> dict[str, Any]:
 
 def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabulary]:
     """Return the model to train and its vocabulary: a small decoder, or `config.model` with tokens added."""
+    if config.run is not None:
+        return _continued(config.run, codes, config.dropout)
     sizes = [int(size) for size in codes.max(0) + 1]
     if config.model is None:
         vocabulary = SidVocabulary.from_scratch(sizes)
@@ -108,6 +111,18 @@ def start_model(config: SftConfig, codes: np.ndarray) -> tuple[Any, SidVocabular
     vocabulary = SidVocabulary.from_tokenizer(_load_tokenizer(config.model), sizes)
     add_tokens(model, vocabulary, config.model)
     return model, vocabulary
+
+
+def _continued(folder: Path, codes: np.ndarray, rate: float) -> tuple[Any, SidVocabulary]:
+    """Return the small decoder of a run, and its vocabulary."""
+    run = Run.open(folder)
+    if run.config["settings"].get("model") is not None:
+        raise ValueError(f"`run` must have trained a small decoder, and {folder} began with a model; use `model`")
+    if not np.array_equal(run.load_codes(), codes):
+        raise ValueError(f"`run` must have the semantic IDs of `sids`, and {folder} has others")
+    model = run.load_model(torch.device("cpu"))
+    add_dropout(model, rate)
+    return model, run.load_catalogue().vocabulary
 
 
 def small_decoder(config: SftConfig, vocabulary: SidVocabulary) -> Any:

@@ -13,9 +13,7 @@ from ugr_fast.report.blocks import Block, heading, note, numbers
 from ugr_fast.report.read import EvaluatedRun, Floats, Split, read_runs
 from ugr_fast.report.tables import DASH, MARK, Rows, gained, measured, number, percent
 
-FOOTNOTE = (
-    f"{MARK} By the beam's likelihood, exp(score): the confidence tokens are untrained, or told less on valid rows."
-)
+FOOTNOTE = f"{MARK} By the beam's likelihood, exp(score): the confidence is untrained, or told less on valid rows."
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
 RANKING = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 NO_BAND = (None, None)

@@ -48,6 +48,7 @@ def section(runs: list[EvaluatedRun]) -> list[Block]:
         heading("User level", 3),
         numbers(confidence_table(runs, "user"), "Confidence at user level", bold=True),
         *untrained,
+        *_sources(runs),
         note(
             "Unit: one user, whose top recommendation is right when it is the next item. With an ECE stands its "
             "95% interval. Brier skill is 0 for always saying the base rate, and negative for worse. AURC is the mean "
@@ -71,6 +72,14 @@ def section(runs: list[EvaluatedRun]) -> list[Block]:
         ),
         gallery([risk_picture(run) for run in runs]),
     ]
+
+
+def _sources(runs: list[EvaluatedRun]) -> list[Block]:
+    """Say whose confidence is a readout, where any is."""
+    read = ", ".join(run.label for run in runs if run.readout)
+    rest = ", ".join(run.label for run in runs if not run.readout)
+    told = f"Confidence by readout, fitted to the states and likelihoods of valid rows: {read}."
+    return [note(told + (f" By the two confidence tokens: {rest}." if rest else ""))] if read else []
 
 
 def headline(run: EvaluatedRun) -> str:

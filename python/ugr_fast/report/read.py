@@ -53,12 +53,18 @@ class EvaluatedRun:
     @property
     def name(self) -> str:
         """The label, and in words what was trained."""
-        return f"{self.label} ({_describe(self.command, self.config['settings'])})"
+        words = _describe(self.command, self.config["settings"])
+        return f"{self.label} ({words}, readout)" if self.readout else f"{self.label} ({words})"
 
     @property
     def trained(self) -> bool:
-        """Whether the confidence tokens of the checkpoint that was evaluated were trained."""
+        """Whether anything taught the confidence of the checkpoint that was evaluated."""
         return bool(self.found["trained"])
+
+    @property
+    def readout(self) -> bool:
+        """Whether its confidence was read off its states by what `ugr-fast confide` fitted, not off two tokens."""
+        return bool(self.found.get("readout", False))  # evaluations from before there were any lack it
 
     @property
     def at_start(self) -> bool:

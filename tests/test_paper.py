@@ -1,0 +1,186 @@
+"""The experiments behind docs/results.md: what is planned can be done, and tables say what the runs say."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for package in ("torch", "pyarrow", "matplotlib", "scipy", "tyro"):
+    pytest.importorskip(package)
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import tyro  # noqa: E402
+from evaluated import make_run  # noqa: E402
+from ugr_fast import cli, data, decisions  # noqa: E402
+from ugr_fast.configs import check  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benches"))
+import paper  # noqa: E402
+import paper_tables  # noqa: E402
+
+SMALL = {
+    "first": paper.Set("first", paper.INDUSTRIAL, 100, paper.arms(2, 1)),
+    "second": paper.Set("second", paper.SCIENTIFIC, 100, paper.arms(1, names=paper.FEWER)),
+}
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Given folders: one is a data folder, one holds sequences."""
+    first, second = tmp_path / "given" / "first", tmp_path / "given" / "second"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        np.save(folder / "embeddings.npy", np.zeros((6, 2), np.float16))
+    (first / "train.parquet").touch()
+    pq.write_table(pa.table({"user": [7, 9], "items": [[0, 1, 2, 3], [5, 4]]}), second / "sequences.parquet")
+    pq.write_table(pa.table({"item": range(6), "title": list("abcdef")}), second / "items.parquet")
+    return tmp_path / "given"
+
+
+def test_every_step_is_a_command_with_settings_that_hold_and_comes_after_what_it_needs(sources, tmp_path):
+    todo = paper.steps(tmp_path / "out", sources, SMALL)
+    made = set()
+    for step in todo:
+        name, *arguments = step.command
+        check(tyro.cli(cli.COMMANDS[name][0], args=arguments))
+        assert {*step.needs, *([step.copies] if step.copies else [])} <= made
+        made.add(step.folder)
+    assert len({(step.folder, step.name) for step in todo}) == len(todo)
+    assert {step.folder.name for step in todo if step.folder.parent.name == "first" and step.name == "eval"} == {
+        *(f"{arm}-{seed}" for arm in paper.MAIN for seed in (0, 1)), *(f"{arm}-0" for arm in paper.REST)
+    }  # fmt: skip
+
+
+def test_sequences_become_a_data_folder_split_leave_one_out(sources, tmp_path):
+    paper.leave_one_out(sources / "second", tmp_path / "data")
+    found = data.load(tmp_path / "data")
+    rows = {
+        split: [(list(each.history(row)), int(each.item[row])) for row in range(len(each))]
+        for split, each in (("train", found.train), ("valid", found.valid), ("test", found.test))
+    }
+    assert rows == {"train": [([0], 1)], "valid": [([0, 1], 2)], "test": [([0, 1, 2], 3), ([5], 4)]}
+
+
+def step(folder, name="train", needs=(), done=False):
+    if done:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "costs.json").write_text(json.dumps({name: {"command": [], "seconds": 1.0, "wall": 1.0}}))
+    return paper.Step(folder, name, ("doctor",), tuple(needs))
+
+
+def test_steps_run_when_what_they_need_is_done_and_never_again(tmp_path, monkeypatch):
+    a, b, c = (tmp_path / "set" / name for name in "abc")
+    todo = [step(a, done=True), step(b), step(b, "eval"), step(c, needs=[a]), step(c, "eval", needs=[b])]
+    order, together = [], threading.Barrier(2, timeout=20)
+
+    def note(one):
+        if one.name == "train":
+            together.wait()  # b and c train at the same time, or this fails
+        order.append(str(one))
+        return 0.0
+
+    monkeypatch.setattr(paper, "perform", note)
+    paper.do(todo, jobs=2)
+    assert sorted(order[:2]) == ["set/b train", "set/c train"]
+    assert order[2:] == ["set/b eval", "set/c eval"]
+
+
+def test_a_real_command_leaves_its_cost_and_a_failing_one_stops_everything(tmp_path):
+    folder = tmp_path / "set" / "run-0"
+    folder.mkdir(parents=True)
+    good = paper.Step(folder, "look", ("doctor", "--json"))
+    bad = paper.Step(folder, "fall", ("eval", "--run", str(tmp_path / "nowhere"), "--data", str(tmp_path)))
+    never = paper.Step(folder, "never", ("doctor",))
+    with pytest.raises(SystemExit, match=r"set/run-0 fall failed, exit 2.*see .*run-0-fall\.log"):
+        paper.do([good, bad, never], jobs=1)
+    assert [*paper.costs(folder)] == ["look"]
+    assert paper.costs(folder)["look"]["seconds"] > 0
+    assert "ugr-fast:" in (tmp_path / "set" / "logs" / "run-0-fall.log").read_text()
+
+
+def test_a_copy_of_a_run_has_nothing_that_was_found_of_it(tmp_path):
+    source = make_run(tmp_path / "sft-0")
+    (source / "costs.json").write_text("{}")
+    (source / "readout.safetensors").touch()
+    paper.copy_run(source, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"config.json", "best.json", "metrics.jsonl"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three seeds of SFT and of UGR, and one of a readout, evaluated."""
+    out = tmp_path / "industrial"
+    for seed in range(3):
+        make_run(out / f"sft-{seed}", seed=seed)
+        make_run(out / f"ugr-{seed}", "rl", seed=seed, skill=1.0)
+    make_run(out / "ugr-readout-0", "rl", seed=0)
+    make_run(out / "ugr-9", "rl", seed=9)  # not finished
+    for folder in out.iterdir():
+        if folder.name != "ugr-9":
+            cost = {"command": [], "seconds": 1800.0, "wall": 1800.0}
+            (folder / "costs.json").write_text(json.dumps({"train": cost, "eval": cost}))
+    return paper_tables.load(out)
+
+
+def test_tables_say_what_the_runs_say(runs, tmp_path):
+    assert {arm: [*of] for arm, of in runs.items()} == {"sft": [0, 1, 2], "ugr": [0, 1, 2], "ugr-readout": [0]}
+    values = [decisions.ndcg(run.outcomes.rank).mean() for run in runs["ugr"].values()]
+    row = next(line for line in paper_tables.accuracy(runs).splitlines() if "| UGR as released" in line)
+    assert f"{np.mean(values):.4f}".lstrip("0") in row
+    for make in paper_tables.TABLES.values():
+        lines = make(runs).splitlines()
+        assert len({line.count("|") for line in lines}) == 1
+    assert "| industrial | 3.50 | 0.00 | 3.50 | 7.00 |" in paper_tables.cost(tmp_path)
+
+
+def test_a_difference_is_of_the_same_users_and_seeds(runs):
+    mean, users, seeds = paper_tables.difference(runs, "ugr", "sft")
+    by_seed = [
+        (decisions.ndcg(runs["ugr"][seed].rank) - decisions.ndcg(runs["sft"][seed].rank)).mean() for seed in range(3)
+    ]
+    assert mean == pytest.approx(np.mean(by_seed))
+    half = 4.302653 * np.std(by_seed, ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+    assert seeds == pytest.approx((mean - half, mean + half), rel=1e-6)
+    assert users[0] < mean < users[1]
+    alone = paper_tables.difference(runs, "ugr-readout", "ugr")
+    assert np.isnan(alone[2]).all()
+
+
+def test_a_readout_is_measured_on_re_ranked_lists(runs):
+    run = runs["ugr-readout"][0]
+    weight = run.test["decisions"]["rerank"]["confidence"]["weight"]
+    expected = decisions.reranked(run.outcomes, run.outcomes.said("confidence"), weight)
+    np.testing.assert_array_equal(run.rank, expected)
+    np.testing.assert_array_equal(runs["ugr"][0].rank, runs["ugr"][0].outcomes.rank)
+
+
+def test_tables_go_between_their_marks(runs):
+    text = "a\n<!-- paper: x -->\nold\n<!-- end -->\nb <!-- paper: y --><!-- end -->"
+    filled = paper_tables.filled(text, {"x": "| new |", "y": "1"})
+    assert filled == "a\n<!-- paper: x -->\n| new |\n<!-- end -->\nb <!-- paper: y -->\n1\n<!-- end -->"
+    assert paper_tables.filled(filled, {"x": "| new |", "y": "1"}) == filled
+    with pytest.raises(ValueError, match="names the table 'x'"):
+        paper_tables.filled(text, {})
+
+
+def test_figures_are_drawn(runs):
+    assert paper_tables.curves(runs, "industrial").png.startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_quick_version_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    arguments = ["paper.py", "--quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    paper.main()
+    first = {path: path.read_bytes() for path in tmp_path.rglob("costs.json")}
+    assert "core-hours" in capsys.readouterr().out
+    paper.main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("costs.json")} == first
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--out", str(tmp_path)])
+    paper_tables.main()
+    assert "UGR + readout" in capsys.readouterr().out
