@@ -22,7 +22,6 @@ Source: UGR (arXiv 2602.11719) §4.5.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ugr_fast.arrays import Array, to_numpy
-from ugr_fast.files import new_file, parse_json
+from ugr_fast.files import read_arrays, write_arrays
 from ugr_fast.recalibration import Method, Recalibrator
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -142,8 +139,7 @@ class Outcomes:
 
 def write_outcomes(path: Path, outcomes: Outcomes, how: How) -> None:
     """Write outcomes, and how the lists were made."""
-    with new_file(path) as temporary:
-        save_file(outcomes.to_arrays(), temporary, metadata={"how": json.dumps(how, sort_keys=True)})
+    write_arrays(path, outcomes.to_arrays(), how)
 
 
 def read_outcomes(path: Path) -> tuple[How, Outcomes]:
@@ -153,14 +149,7 @@ def read_outcomes(path: Path) -> tuple[How, Outcomes]:
         FileNotFoundError: no such file.
         ValueError: it is truncated or altered.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `ugr-fast eval` makes it")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            outcomes = Outcomes.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return parse_json((file.metadata() or {})["how"]), outcomes
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or altered ({error}); remove it and evaluate again") from error
+    return read_arrays(path, Outcomes.from_arrays, "ugr-fast eval")
 
 
 def ndcg(rank: npt.NDArray[np.int64]) -> Floats:

@@ -12,12 +12,16 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+T = TypeVar("T")
 CHECKSUMS = "SHA256SUMS"
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # there is no other way to read it
@@ -247,6 +251,34 @@ def read_object(path: Path, maker: str, **fields: type) -> dict[str, Any]:
         wanted = ", ".join(f"`{name}` ({kind.__name__})" for name, kind in fields.items()) or "any fields"
         raise ValueError(f"{path} must be an object with {wanted}, got {str(found)[:60]}; make it again with `{maker}`")
     return found
+
+
+def write_arrays(path: Path, arrays: dict[str, Any], how: Mapping[str, Any]) -> None:
+    """Write NumPy arrays as safetensors, and what is to be known of them as JSON in the header."""
+    with new_file(path) as temporary:
+        save_file(arrays, temporary, metadata={"how": json.dumps(dict(how), sort_keys=True)})
+
+
+def read_arrays(path: Path, make: Callable[[dict[str, Any]], T], maker: str) -> tuple[dict[str, Any], T]:
+    """Return what is known of the arrays that `write_arrays` wrote, and what `make` makes of them.
+
+    Args:
+        path: the file.
+        make: of arrays by name; refuses what is wrong with KeyError, TypeError or ValueError.
+        maker: the command that writes it, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated or altered.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `{maker}` makes it")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            made = make({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return dict(parse_json((file.metadata() or {})["how"])), made
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or altered ({error}); make it again with `{maker}`") from error
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:

@@ -18,17 +18,14 @@ quarter of a minute of one core at 60,000 × 256), and 12 · n · D bytes of mem
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ugr_fast.files import new_file
+from ugr_fast.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,9 +116,7 @@ class Readout:
 
 def write_readout(path: Path, readout: Readout, how: Mapping[str, Any]) -> None:
     """Write a readout, what it was fitted to, and beside that its digest as "readout"."""
-    told = json.dumps({**how, "readout": readout.digest}, sort_keys=True)
-    with new_file(path) as temporary:
-        save_file(readout.to_arrays(), temporary, metadata={"how": told})
+    write_arrays(path, readout.to_arrays(), {**how, "readout": readout.digest})
 
 
 def read_readout(path: Path) -> tuple[dict[str, Any], Readout]:
@@ -131,17 +126,11 @@ def read_readout(path: Path) -> tuple[dict[str, Any], Readout]:
         FileNotFoundError: no such file.
         ValueError: it is truncated or altered.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `ugr-fast confide` makes it")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            readout = Readout.from_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            how = dict(json.loads((file.metadata() or {})["how"]))
-        if how["readout"] != readout.digest:
-            raise ValueError("its digest is of another")
-        return how, readout
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or altered ({error}); make it again with `ugr-fast confide`") from error
+    how, readout = read_arrays(path, Readout.from_arrays, "ugr-fast confide")
+    if how.get("readout") != readout.digest:
+        reason = "its digest is of another"
+        raise ValueError(f"{path} is truncated or altered ({reason}); make it again with `ugr-fast confide`")
+    return how, readout
 
 
 class Fitted(NamedTuple):
