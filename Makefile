@@ -76,7 +76,7 @@ $(VENV)/.fuzzers: $(VENV)/.installed
 
 SECONDS_EACH ?= 600
 fuzz: $(VENV)/.built $(VENV)/.fuzzers ## damage whatever comes from outside, SECONDS_EACH for each reader; needs nightly Rust
-	for target in trie events data sids run report migrate arrays changes; do \
+	for target in trie events data sids run readout report migrate arrays changes; do \
 		PATH=$(abspath $(BIN)):$$PATH PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_files.py $$target \
 			-max_total_time=$(SECONDS_EACH) -rss_limit_mb=4096 -timeout=60 || exit 1; \
 	done

@@ -305,6 +305,23 @@ def write_run(folder: Path) -> None:
     Confidence(how, choose(told, method="isotonic"), told).save(run)
 
 
+def write_one_readout(folder: Path) -> None:
+    import torch
+    from ugr_fast.readout import Readout, write_readout
+
+    readout = Readout(torch.linspace(-1, 1, 8, dtype=torch.float64), slope=1.1, bias=-0.2)
+    write_readout(folder / "readout.safetensors", readout, {"step": 3, "model": "0", "normalize": "full"})
+
+
+def read_one_readout(folder: Path, meant: set[str]) -> None:
+    import torch
+    from ugr_fast.readout import read_readout
+
+    how, readout = read_readout(folder / "readout.safetensors")
+    assert how["readout"] == readout.digest
+    assert readout(torch.ones(2, len(readout.weight)), torch.tensor([-0.1, -9.0])).isfinite().all()
+
+
 def learner() -> Any:
     from ugr_fast.run import Learner
 
@@ -404,6 +421,7 @@ TARGETS = {
     "data": Target(write_data, read_data),
     "sids": Target(write_sids, read_sids),
     "run": Target(write_run, read_run),
+    "readout": Target(write_one_readout, read_one_readout),
     "report": Target(write_report, read_report),
     "migrate": Target(write_migrate, read_migrate),
 }
