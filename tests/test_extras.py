@@ -73,6 +73,8 @@ def test_every_way_to_ask_gets_the_same_answer(code):
 )
 def test_commands_say_it_too(arguments, message, tmp_path):
     (tmp_path / "e.csv").touch()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "items.json").write_text('{"titles": ["h"], "ids": ["0"]}')
     code = f"""
 import os
 from ugr_fast.cli import main

@@ -20,7 +20,7 @@ from ugr_fast.trie import Filter, SidTrie
 __version__: str  # read from the installed package when asked for, which takes as long as half of numpy
 
 _SUBMODULES = {
-    *("decode", "device", "losses", "model", "sids", "sft", "rl", "evaluate"),
+    *("decode", "device", "losses", "model", "readout", "sids", "sft", "rl", "confide", "evaluate"),
     *("data", "rewards", "metrics", "abstention", "recommend", "report"),
 }
 

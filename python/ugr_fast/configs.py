@@ -450,6 +450,10 @@ def check(config: Any) -> None:
 def _check_sft(config: SftConfig) -> None:
     if config.model is None and config.lora:
         raise ValueError(f"`lora` must be 0 for a decoder from scratch, got {config.lora}; give a `model` to adapt")
+    if config.model is None and config.hidden % (2 * config.heads):
+        raise ValueError(
+            f"`hidden` must be a multiple of twice `heads` (rotary halves), got {config.hidden} and {config.heads}"
+        )
     if config.model is not None and config.run is not None:
         raise ValueError(f"`run` must not be given beside `model`, got both {config.run} and {config.model}")
 

@@ -20,8 +20,8 @@ EXTRAS = {
 """Modules by the extra that brings them."""
 
 NEED_TORCH = {
-    *("model", "engines", "decode", "device", "losses", "lora", "team"),
-    *("run", "recommend", "sft", "rl", "evaluate", "demo"),
+    *("model", "engines", "readout", "decode", "device", "losses", "lora", "team"),
+    *("run", "recommend", "sft", "rl", "confide", "evaluate", "demo"),
 }
 """Submodules that cannot be imported without torch."""
 
