@@ -16,7 +16,7 @@ LAYERS = {
     0: "_core",
     1: "arrays files extras progress configs trie beam packing advantages rewards metrics recalibration abstention "
     "decisions data baselines",
-    2: "model engines readout decode device losses sids lora team migrate",
+    2: "model engines readout decode device losses sids lora muon team migrate",
     3: "run confidence recommend",
     4: "sft rl confide evaluate",
     5: "report demo doctor cli "

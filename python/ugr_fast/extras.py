@@ -20,7 +20,7 @@ EXTRAS = {
 """Modules by the extra that brings them."""
 
 NEED_TORCH = {
-    *("model", "engines", "readout", "decode", "device", "losses", "lora", "team"),
+    *("model", "engines", "readout", "decode", "device", "losses", "lora", "muon", "team"),
     *("run", "recommend", "sft", "rl", "confide", "evaluate", "demo"),
 }
 """Submodules that cannot be imported without torch."""

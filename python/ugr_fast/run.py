@@ -70,6 +70,7 @@ from ugr_fast.files import (
 )
 from ugr_fast.lora import is_adapted, merged
 from ugr_fast.model import Catalogue, SidVocabulary, token_tables
+from ugr_fast.muon import Muon
 from ugr_fast.progress import say
 from ugr_fast.readout import Readout, read_readout, write_readout
 from ugr_fast.team import ALONE, Team
@@ -190,7 +191,7 @@ class Learner:
         ]
         optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
         if inner:
-            optimizers.append(torch.optim.Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
+            optimizers.append(Muon(inner, lr=muon_lr, weight_decay=weight_decay, momentum=0.95))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["peak"] = group["lr"]
         averaged = AveragedModel(model, multi_avg_fn=_running_average(average)) if average else None
