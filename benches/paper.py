@@ -86,11 +86,12 @@ def arms(main: int, rest: int = 0, names: tuple[str, ...] = MAIN) -> dict[str, i
 INDUSTRIAL = {"source": "file", "file": "items.parquet", "columns": "sid_a sid_b sid_c"}
 SCIENTIFIC = {"source": "file", "file": "sids.parquet", "columns": "a b c d", "variant": "letter_native"}
 MOVIELENS = {"source": "cooccurrence", "codes": "64"}
-LONG = {"epochs": "14", "valid-rows": "1500"}
+SMALL = {"hidden": "128", "dropout": "0.2", "epochs": "14", "valid-rows": "1500"}
+LARGE = {"epochs": "14", "valid-rows": "1500"}
 SETS = {
-    "industrial": Set("industrial", INDUSTRIAL, 5350, arms(5, 3), LONG),
-    "scientific": Set("scientific", SCIENTIFIC, 8317, arms(5), {**LONG, "hidden": "192"}),
-    "industrial-128": Set("industrial", INDUSTRIAL, 5350, arms(3, names=FEWER), {**LONG, "hidden": "128"}),
+    "industrial": Set("industrial", INDUSTRIAL, 5350, arms(5, 3), SMALL),
+    "scientific": Set("scientific", SCIENTIFIC, 8317, arms(5), SMALL),
+    "industrial-256": Set("industrial", INDUSTRIAL, 5350, arms(3, names=FEWER), LARGE),
     "movielens": Set("", MOVIELENS, 943, arms(3), {"epochs": "5", "hidden": "128", "dropout": "0.2"}),
 }
 QUICK = {"movielens": Set("", MOVIELENS, 943, arms(2), {"epochs": "3", "hidden": "64"}, updates=25)}

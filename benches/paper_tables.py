@@ -1,31 +1,30 @@
-"""Tables and figures of docs/results.md, from the run directories of `paper.py` alone.
+"""Tables and figures of docs/results.md, from the run directories of `paper.py` or from what is kept of them.
 
-    python benches/paper_tables.py --out paper                       # print the tables
-    python benches/paper_tables.py --out paper --into docs/results.md # put them between their marks, figures beside
+    python benches/paper_tables.py --out paper                            # print the tables
+    python benches/paper_tables.py --out paper --into docs/results.md     # put them between their marks, figures beside
+    python benches/paper_tables.py --out benches/records                  # from records: see paper_records.py
 
 A table stands between `<!-- paper: NAME -->` and `<!-- end -->`. "a ± b" is the mean over seeds and half of its 95%
 interval by Student's t; differences are of the same users and the same seed, their intervals once over users (a
 bootstrap of each user's mean over seeds: what other users would change) and once over seeds (Student's t: what other
-random numbers would). A number of test rows is read off outcomes-test.safetensors, never off a model.
+random numbers would). Ranks are those that `eval` found, never asked of a model again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paper_records
 from numpy.typing import NDArray
-from paper import READOUT, SETS, costs
+from paper import READOUT, SETS
+from paper_records import Runs
 from ugr_fast import decisions
-from ugr_fast.files import read_json_lines
 from ugr_fast.report.figures import axes_of, colour_of, draw, legend
 
 Floats = NDArray[np.float64]
@@ -51,56 +50,9 @@ BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_m
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Measured:
-    """An evaluated run."""
-
-    folder: Path
-
-    @cached_property
-    def test(self) -> dict[str, Any]:
-        """What eval-test.json says."""
-        found: dict[str, Any] = json.loads((self.folder / "eval-test.json").read_text())
-        return found
-
-    @cached_property
-    def outcomes(self) -> decisions.Outcomes:
-        """What was said of each entry of each test list, and what came true."""
-        return decisions.read_outcomes(self.folder / "outcomes-test.safetensors")[1]
-
-    @cached_property
-    def rank(self) -> NDArray[np.int64]:
-        """(N,) of the next item; with a readout in lists re-ranked as valid rows chose, which is what it is for."""
-        if not self.folder.name.rpartition("-")[0].endswith(READOUT):
-            return self.outcomes.rank
-        weight = self.test["decisions"]["rerank"]["confidence"]["weight"]
-        return decisions.reranked(self.outcomes, self.outcomes.said("confidence"), weight)
-
-    @cached_property
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of its training."""
-        return read_json_lines(self.folder / "metrics.jsonl")
-
-    def curve(self, name: str) -> dict[int, float]:
-        """A validation metric by update."""
-        return {line["step"]: line["valid"][name] for line in self.log if "valid" in line}
-
-    def logged(self, name: str, last: int = 25) -> float:
-        """Mean over the last updates; NaN where there are none."""
-        values = [line[name] for line in self.log if name in line][-last:]
-        return float(np.mean(values)) if values else math.nan
-
-
-Runs = dict[str, dict[int, Measured]]
-
-
-def load(out: Path) -> Runs:
-    """Return the evaluated runs of a set: by arm and seed."""
-    found: Runs = {}
-    for folder in sorted(out.glob("*-*")):
-        arm, _, seed = folder.name.rpartition("-")
-        if arm in NAMES and "eval" in costs(folder):
-            found.setdefault(arm, {})[int(seed)] = Measured(folder)
+def load(out: Path, name: str) -> Runs:
+    """Return the evaluated runs of a set, arms in the order of NAMES: what is kept of them, and those in OUT/SET."""
+    found = paper_records.merged(paper_records.read(out, name), paper_records.load(out / name))
     return {arm: found[arm] for arm in NAMES if arm in found}
 
 
@@ -146,7 +98,7 @@ def difference(
     """Return the mean difference of a measure to another arm, its interval over users, and its interval over seeds."""
     shared = sorted(runs[arm].keys() & runs[other].keys())
     rows = np.stack([measure(runs[arm][seed].rank) - measure(runs[other][seed].rank) for seed in shared])
-    users = decisions.Bootstrap(runs[arm][shared[0]].outcomes.users)
+    users = decisions.Bootstrap(runs[arm][shared[0]].users)
     [[_, low, high]] = users.means(rows.mean(0)[None])
     mean, half = student(rows.mean(1).tolist())
     return mean, (low, high), (mean - half, mean + half)
@@ -192,6 +144,17 @@ MEASURES: dict[str, Callable[[NDArray[np.int64], int], Floats]] = {
 }
 
 
+def semantic(runs: Runs) -> str:
+    """HR and NDCG at SID level, where items that share their codes count as one."""
+
+    def rows() -> Iterator[list[str]]:
+        for arm, of in runs.items():
+            found = [run.test["ranking"] for run in of.values()]
+            yield [NAMES[arm], *(spread([each[f"sid_{kind}@{k}"] for each in found]) for kind, k in COLUMNS)]
+
+    return table(["test, SID level", *(f"{kind.upper()}@{k}" for kind, k in COLUMNS)], rows())
+
+
 def paired(runs: Runs) -> str:
     """Differences in NDCG@10 to SFT and to UGR as released."""
 
@@ -211,6 +174,9 @@ def paired(runs: Runs) -> str:
     return table(head, rows())
 
 
+SEEN = ("zero_advantage_groups", "entropy", "hit_rate")
+
+
 def training(runs: Runs) -> str:
     """Validation NDCG@10 along training, and what training saw at its end."""
 
@@ -220,9 +186,7 @@ def training(runs: Runs) -> str:
             if arm.endswith(READOUT) or any(0 not in curve for curve in curves):
                 continue
             change = [curve[max(curve)] - curve[0] for curve in curves]
-            logged = [
-                [run.logged(name) for run in of.values()] for name in ("zero_advantage_groups", "entropy", "hit_rate")
-            ]
+            logged = [[run.logged.get(name, math.nan) for run in of.values()] for name in SEEN]
             yield [
                 NAMES[arm],
                 spread([curve[0] for curve in curves]),
@@ -320,24 +284,26 @@ def acting(runs: Runs) -> str:
     return table(head, rows())
 
 
-def cost(out: Path) -> str:
+def cost(sets: dict[str, Runs]) -> str:
     """Core-hours of each set."""
 
     def rows() -> Iterator[list[str]]:
-        for name in SETS:
-            found = [each for folder in (out / name).glob("*") for each in costs(folder).items()]
-            if found:
-                by = {
-                    step: sum(c["seconds"] for s, c in found if s == step) / 3600
-                    for step in ("train", "confide", "eval")
-                }
-                yield [
-                    name,
-                    *(f"{hours:.2f}" for hours in by.values()),
-                    f"{sum(c['seconds'] for _, c in found) / 3600:.2f}",
-                ]
+        total = dict.fromkeys(STEPS, 0.0)
+        for name, runs in sets.items():
+            done = [each for of in runs.values() for run in of.values() for each in run.costs.items()]
+            hours = {step: sum(cost["seconds"] for name, cost in done if name == step) / 3600 for step in STEPS}
+            total = {step: total[step] + hours[step] for step in STEPS}
+            yield [name, str(sum(map(len, runs.values()))), *_hours(hours)]
+        yield ["all", "", *_hours(total)]
 
-    return table(["core-hours", "training", "readouts", "evaluation", "all"], rows())
+    return table(["core-hours", "runs", "training", "readouts", "evaluation", "all"], rows())
+
+
+STEPS = ("train", "confide", "eval")
+
+
+def _hours(of: dict[str, float]) -> list[str]:
+    return [f"{hours:.2f}" for hours in (*of.values(), sum(of.values()))]
 
 
 # ---- figures
@@ -361,6 +327,7 @@ def curves(runs: Runs, title: str) -> Any:
 
 TABLES = {
     "accuracy": accuracy,
+    "sid": semantic,
     "paired": paired,
     "training": training,
     "confidence": confidence,
@@ -372,12 +339,12 @@ TABLES = {
 def main() -> None:
     """Print the tables, or put them where they belong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of the runs, or of records")
     parser.add_argument("--into", type=Path, help="Markdown file with marks to fill; figures go beside it")
     args = parser.parse_args()
-    sets = {name: runs for name in SETS if (runs := load(args.out / name))}
+    sets = {name: runs for name in SETS if (runs := load(args.out, name))}
     found = {f"{name} {kind}": make(runs) for name, runs in sets.items() for kind, make in TABLES.items()}
-    found["cost"] = cost(args.out)
+    found["cost"] = cost(sets)
     if args.into is None:
         for name, text in found.items():
             print(f"### {name}\n\n{text}\n")

@@ -21,6 +21,7 @@ from ugr_fast.configs import check  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benches"))
 import paper  # noqa: E402
+import paper_records  # noqa: E402
 import paper_tables  # noqa: E402
 
 SMALL = {
@@ -122,20 +123,22 @@ def runs(tmp_path):
     make_run(out / "ugr-9", "rl", seed=9)  # not finished
     for folder in out.iterdir():
         if folder.name != "ugr-9":
-            cost = {"command": [], "seconds": 1800.0, "wall": 1800.0}
+            cost = {"command": ["eval", "--run", str(folder)], "seconds": 1800.0, "wall": 1800.0}
             (folder / "costs.json").write_text(json.dumps({"train": cost, "eval": cost}))
-    return paper_tables.load(out)
+    return paper_tables.load(tmp_path, "industrial")
 
 
 def test_tables_say_what_the_runs_say(runs, tmp_path):
     assert {arm: [*of] for arm, of in runs.items()} == {"sft": [0, 1, 2], "ugr": [0, 1, 2], "ugr-readout": [0]}
-    values = [decisions.ndcg(run.outcomes.rank).mean() for run in runs["ugr"].values()]
+    values = [decisions.ndcg(run.rank).mean() for run in runs["ugr"].values()]
     row = next(line for line in paper_tables.accuracy(runs).splitlines() if "| UGR as released" in line)
     assert f"{np.mean(values):.4f}".lstrip("0") in row
     for make in paper_tables.TABLES.values():
         lines = make(runs).splitlines()
         assert len({line.count("|") for line in lines}) == 1
-    assert "| industrial | 3.50 | 0.00 | 3.50 | 7.00 |" in paper_tables.cost(tmp_path)
+    cost = paper_tables.cost({"industrial": runs, "scientific": {"sft": runs["sft"]}})
+    assert "| industrial | 7 | 3.50 | 0.00 | 3.50 | 7.00 |" in cost
+    assert "| all |  | 5.00 | 0.00 | 5.00 | 10.00 |" in cost
 
 
 def test_a_difference_is_of_the_same_users_and_seeds(runs):
@@ -151,12 +154,37 @@ def test_a_difference_is_of_the_same_users_and_seeds(runs):
     assert np.isnan(alone[2]).all()
 
 
-def test_a_readout_is_measured_on_re_ranked_lists(runs):
-    run = runs["ugr-readout"][0]
+def test_a_readout_is_measured_on_re_ranked_lists(runs, tmp_path):
+    def said(run):
+        return decisions.read_outcomes(tmp_path / "industrial" / run / "outcomes-test.safetensors")[1]
+
+    outcomes, run = said("ugr-readout-0"), runs["ugr-readout"][0]
     weight = run.test["decisions"]["rerank"]["confidence"]["weight"]
-    expected = decisions.reranked(run.outcomes, run.outcomes.said("confidence"), weight)
-    np.testing.assert_array_equal(run.rank, expected)
-    np.testing.assert_array_equal(runs["ugr"][0].rank, runs["ugr"][0].outcomes.rank)
+    np.testing.assert_array_equal(run.rank, decisions.reranked(outcomes, outcomes.said("confidence"), weight))
+    np.testing.assert_array_equal(runs["ugr"][0].rank, said("ugr-0").rank)
+
+
+def test_records_say_what_the_runs_say_and_name_no_folder_of_the_machine(runs, tmp_path):
+    paper_records.write(tmp_path / "records", "industrial", runs)
+    kept = paper_tables.load(tmp_path / "records", "industrial")
+    assert {arm: [*of] for arm, of in kept.items()} == {arm: [*of] for arm, of in runs.items()}
+    for make in paper_tables.TABLES.values():
+        assert make(kept) == make(runs)
+    assert str(tmp_path) not in (tmp_path / "records" / "industrial.json").read_text()
+    assert kept["sft"][1].costs["eval"]["command"] == ["eval", "--run", "industrial/sft-1"]
+
+
+def test_records_of_other_runs_stay_and_of_the_same_are_replaced(runs, tmp_path, monkeypatch):
+    old = {"sft": {0: runs["ugr"][0], 7: runs["sft"][1]}, "grpo": runs["sft"]}
+    paper_records.write(tmp_path / "records", "industrial", old)
+    arguments = ["paper_records.py", "--out", str(tmp_path), "--into", str(tmp_path / "records")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    paper_records.main()
+    kept = paper_records.read(tmp_path / "records", "industrial")
+    assert {arm: sorted(of) for arm, of in kept.items()} == {
+        "grpo": [0, 1, 2], "sft": [0, 1, 2, 7], "ugr": [0, 1, 2], "ugr-readout": [0],
+    }  # fmt: skip
+    np.testing.assert_array_equal(kept["sft"][0].rank, runs["sft"][0].rank)
 
 
 def test_tables_go_between_their_marks(runs):
