@@ -55,10 +55,12 @@ RL: dict[str, Flags] = {
     "ugr-similar": {"reward": "uncertainty_weighted + 0.3*similarity"},
 }
 """What differs from UGR as released."""
-READOUT = "-readout"
-MAIN = ("sft", "sft-continued", "grpo", "ranking", "ugr", f"sft{READOUT}", f"ugr{READOUT}")
+CONFIDE: dict[str, Flags] = {"-readout": {"no-evidence": ""}, "-evidence": {}}
+"""Endings of arms that are another with a readout: of its states alone, and of the evidence of the data too."""
+CONFIDENT = tuple(f"{arm}{kind}" for kind in CONFIDE for arm in ("sft", "ugr"))
+MAIN = ("sft", "sft-continued", "grpo", "ranking", "ugr", *CONFIDENT)
 REST = tuple(name for name in RL if name not in MAIN)
-FEWER = ("sft", "grpo", "ugr", f"sft{READOUT}", f"ugr{READOUT}")
+FEWER = ("sft", "grpo", "ugr", "sft-evidence", "ugr-evidence")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def flags(settings: Flags) -> tuple[str, ...]:
 
 
 def _words(name: str, value: str) -> list[str]:
-    return value.split() if name == "columns" else [value]
+    return value.split() if name == "columns" or not value else [value]
 
 
 # ---- what there is to do
@@ -212,15 +214,20 @@ def run_steps(place: Place, each: Set, arm: str, seed: int) -> Iterator[Step]:
     folder = out / f"{arm}-{seed}"
     normalize = RL.get(arm, {}).get("normalize", "full")
     found = {"run": str(folder), "data": str(data), "normalize": normalize, "threads": "1"}
-    if arm.endswith(READOUT):
-        of = out / f"{arm.removesuffix(READOUT)}-{seed}"
-        yield Step(folder, "confide", ("confide", *flags(found)), (of,), copies=of)
+    if kind := readout_of(arm):
+        of, known = out / f"{arm.removesuffix(kind)}-{seed}", place.embeddings if kind == "-evidence" else {}
+        yield Step(folder, "confide", ("confide", *flags({**found, **CONFIDE[kind], **known})), (of,), copies=of)
     else:
         start = out / f"sft-{seed}"
         needs = (out / "sids",) if arm == "sft" else (out / "sids", start)
         yield Step(folder, "train", training(place, each, arm, seed), needs)
     measured = {**found, **place.embeddings, "num-beams": str(BEAMS)}
     yield Step(folder, "eval", ("eval", *flags(measured)))
+
+
+def readout_of(arm: str) -> str:
+    """Return the ending in CONFIDE of an arm; "" for one whose confidence, if any, is that of the two tokens."""
+    return next((kind for kind in CONFIDE if arm.endswith(kind)), "")
 
 
 def training(place: Place, each: Set, arm: str, seed: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from paper import READOUT, SETS, costs
+from paper import SETS, costs, readout_of
 from ugr_fast import decisions
 from ugr_fast.files import new_file, read_json_lines
 
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Record:
     test = json.loads((folder / "eval-test.json").read_text())
     outcomes = decisions.read_outcomes(folder / "outcomes-test.safetensors")[1]
     rank = outcomes.rank
-    if folder.name.rpartition("-")[0].endswith(READOUT):
+    if readout_of(folder.name.rpartition("-")[0]):
         weight = test["decisions"]["rerank"]["confidence"]["weight"]
         rank = decisions.reranked(outcomes, outcomes.said("confidence"), weight)
     lines = read_json_lines(folder / "metrics.jsonl")

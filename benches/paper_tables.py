@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import paper_records
 from numpy.typing import NDArray
-from paper import READOUT, SETS
+from paper import SETS, readout_of
 from paper_records import Runs
 from ugr_fast import decisions
 from ugr_fast.report.figures import axes_of, colour_of, draw, legend
@@ -43,8 +43,10 @@ NAMES = {
     "ugr-allowed": "UGR, over allowed tokens",
     "ugr-stochastic": "UGR, stochastic beams",
     "ugr-similar": "UGR + .3 similarity",
-    f"sft{READOUT}": "SFT + readout",
-    f"ugr{READOUT}": "UGR + readout",
+    "sft-readout": "SFT + readout of states",
+    "ugr-readout": "UGR + readout of states",
+    "sft-evidence": "SFT + readout with evidence",
+    "ugr-evidence": "UGR + readout with evidence",
 }
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
 LEVEL = 0.95
@@ -183,7 +185,7 @@ def training(runs: Runs) -> str:
     def rows() -> Iterator[list[str]]:
         for arm, of in runs.items():
             curves = [run.curve("ndcg@10") for run in of.values()]
-            if arm.endswith(READOUT) or any(0 not in curve for curve in curves):
+            if readout_of(arm) or any(0 not in curve for curve in curves):
                 continue
             change = [curve[max(curve)] - curve[0] for curve in curves]
             logged = [[run.logged.get(name, math.nan) for run in of.values()] for name in SEEN]
@@ -312,7 +314,7 @@ def _hours(of: dict[str, float]) -> list[str]:
 def curves(runs: Runs, title: str) -> Any:
     """Draw validation NDCG@10 over updates, with intervals over seeds."""
     figure, axes = axes_of("", "update", "valid NDCG@10", (6.4, 3.6))
-    shown = [arm for arm in runs if arm != "sft" and not arm.endswith(READOUT)]
+    shown = [arm for arm in runs if arm != "sft" and not readout_of(arm)]
     for number, arm in enumerate(shown[:7]):
         found = [run.curve("ndcg@10") for run in runs[arm].values()]
         steps = sorted(set.intersection(*(set(curve) for curve in found)))

@@ -22,7 +22,9 @@ from ugr_fast.confide import candidates  # noqa: E402
 from ugr_fast.confidence import Confidence  # noqa: E402
 from ugr_fast.configs import ConfideConfig, DemoConfig  # noqa: E402
 from ugr_fast.decisions import read_outcomes  # noqa: E402
-from ugr_fast.readout import read_readout  # noqa: E402
+from ugr_fast.decode import beam_search  # noqa: E402
+from ugr_fast.evidence import Evidence  # noqa: E402
+from ugr_fast.readout import Readout, read_readout  # noqa: E402
 from ugr_fast.recommend import Recommender, rank  # noqa: E402
 from ugr_fast.run import READOUT, Run  # noqa: E402
 
@@ -91,6 +93,50 @@ def test_candidates_are_the_beams_with_the_states_of_an_unpacked_forward(number)
     assert at == len(found.states) == len(found.logprobs) == len(found.hits) == len(found.row) == len(found.first)
     assert found.hits.any()
     assert at == 5 * min(10, len({*tiny.sids_of(catalogue)}))
+
+
+def told(catalogue, embeddings=True):
+    """Evidence of a few sequences of a catalogue of eight items."""
+    train = data.Sequences(np.array([0, 4, 6]), np.array([1, 2, 3, 1, 6, 5]), np.array([0, 1]))
+    texts = np.random.default_rng(3).normal(size=(len(catalogue.item_tokens), 3)) if embeddings else None
+    return Evidence.build(train, len(catalogue.item_tokens), texts)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_evidence_stands_after_the_state_and_is_weighed_like_it(number, embeddings):
+    catalogue = catalogues()[number]
+    model, evidence = tiny.model(catalogue.vocabulary, spread=2.0), told(catalogue, embeddings)
+    histories = [[1], [2, 3], [4, 5, 6, 0], [0], [6, 5]]
+    plain = rank(model, catalogue, histories, num_beams=10, states=True).states
+    both = rank(model, catalogue, histories, num_beams=10, states=True, evidence=evidence, batch_size=2)
+    width, features = plain.shape[2], len(evidence.names)
+    np.testing.assert_allclose(both.states[..., :width], plain, rtol=1e-5, atol=1e-6)
+    lowest = {sid: item for item, sid in reversed([*enumerate(tiny.sids_of(catalogue))])}
+    for row, beams in enumerate(both.tokens.tolist()):
+        items = [lowest[sid] for beam in beams if (sid := tuple(token for token in beam if token >= 0))]
+        said = evidence([histories[row]], np.array([items]))[0]
+        np.testing.assert_array_equal(both.states[row, : len(items), width:], said.astype(np.float32))
+    weight = torch.randn(width + features, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    readout = Readout(weight, slope=0.7, bias=-0.2, evidence=evidence)
+    expected = readout(torch.from_numpy(both.states), torch.from_numpy(both.scores)).sigmoid().numpy()
+    found = rank(model, catalogue, histories, num_beams=10, readout=readout).confidence
+    np.testing.assert_allclose(found, np.where(np.isfinite(both.scores), expected, np.nan), rtol=1e-4)
+
+
+def test_evidence_of_other_items_is_refused_and_a_search_alone_has_no_histories():
+    catalogue, other = tiny.catalogue(), tiny.catalogue(num_items=7)
+    model, evidence = tiny.model(catalogue.vocabulary), told(other)
+    size = model.config.hidden_size + len(evidence.names)
+    readout = Readout(torch.zeros(size, dtype=torch.float64), 1.0, 0.0, evidence)
+    for asked in ({"readout": readout}, {"states": True, "evidence": evidence}):
+        with pytest.raises(ValueError, match=r"`evidence` must be of the \d+ items of the catalogue, got 7; fit the"):
+            rank(model, catalogue, [[1]], num_beams=4, **asked)
+    with pytest.raises(ValueError, match=r"`readout` must weigh states alone, .* use `recommend.rank`"):
+        beam_search(
+            model, torch.tensor([catalogue.prompt([1])]), None, catalogue.trie, num_beams=4,
+            vocabulary=catalogue.vocabulary, confidence=True, readout=readout,
+        )  # fmt: skip
 
 
 def change_targets(path, rows):
@@ -247,6 +293,39 @@ def test_recommend_searches_as_it_was_fitted_where_nobody_evaluated(pipeline, ru
         wanted = rank(known.model, known.catalogue, [[3, 4]], num_beams=10, normalize="allowed", readout=known.readout)
     assert np.array_equal(found.scores, wanted.scores)
     assert np.array_equal(found.confidence, wanted.confidence)
+
+
+def test_settings_say_what_is_weighed(pipeline, run, tmp_path):
+    texts = tmp_path / "texts.npy"
+    np.save(texts, np.random.default_rng(0).normal(size=(40, 5)).astype(np.float16))
+    widths = []
+    for more in (["--no-evidence"], [], ["--embeddings", texts]):
+        confide(run, pipeline.data, *more)
+        readout = read_readout(run / READOUT)[1]
+        names = () if readout.evidence is None else readout.evidence.names
+        widths.append((len(readout.weight) - len(names), len(names)))
+    assert [features for _, features in widths] == [0, 3, 6]
+    assert len({width for width, _ in widths}) == 1
+    assert readout.evidence.unit.shape == (40, 5)
+
+
+def test_recommend_can_order_by_it(pipeline, confided):
+    known, dataset = Recommender.load(confided, "cpu"), data.load(pipeline.data)
+    rows = [dataset.test.history(row) for row in range(len(dataset.test))]
+    outcomes = read_outcomes(confided / "outcomes-test.safetensors")[1]
+    known.confidence.choices.weight["confidence"] = 3.0
+    plain, found = known(rows, k=10), known(rows, k=10, rerank=True)
+    worth = np.exp(found.scores) + 3.0 * found.confidence
+    assert (np.diff(worth, axis=1) <= 1e-6).all()
+    assert not np.array_equal(plain.items, found.items)
+    np.testing.assert_array_equal(np.sort(plain.items), np.sort(found.items))
+    np.testing.assert_array_equal(found.first, found.calibrated[:, 0])
+    expected = decisions.reranked(outcomes, outcomes.said("confidence"), 3.0)
+    wanted = zip(found.items.tolist(), dataset.test.item.tolist(), strict=True)
+    ranks = [items.index(item) if item in items else -1 for items, item in wanted]
+    assert np.mean(np.array(ranks) == expected) > 0.95  # but for ties that rounding breaks
+    done = call("recommend", "--run", confided, "--history", HISTORY, "--rerank", "--json")
+    assert done.code == 0, done.err
 
 
 # ---- what is refused

@@ -168,6 +168,7 @@ def test_an_unattainable_risk_answers_nobody_and_says_why():
             {"max_risk": 0.5, "hide_seen": True},
             "`max_risk` can be promised for lists like those evaluated, beam width 8",
         ),
+        ({"max_risk": 0.5, "rerank": True}, "`max_risk` can be promised"),
         ({"max_risk": 0.5, "deny": [3]}, "`max_risk` can be promised"),
         ({"max_risk": 0.5, "allow": [3]}, "`max_risk` can be promised"),
         ({"max_risk": 0.5, "num_beams": 9}, "`max_risk` can be promised"),
@@ -181,7 +182,7 @@ def test_what_cannot_be_promised_is_refused(options, message):
 
 
 def test_a_threshold_needs_an_evaluation():
-    for option in ("min_confidence", "max_risk"):
+    for option in ("min_confidence", "max_risk", "rerank"):
         with pytest.raises(ValueError, match=f"`{option}` needs a run whose confidence was evaluated: the run was not"):
             recommender()(HISTORIES, **{option: 0.5})
 

@@ -15,7 +15,7 @@ PACKAGE = Path(ugr_fast.__file__).parent
 LAYERS = {
     0: "_core",
     1: "arrays files extras progress configs trie beam packing advantages rewards metrics recalibration abstention "
-    "decisions data baselines",
+    "decisions data baselines evidence",
     2: "model engines readout decode device losses sids lora muon team migrate",
     3: "run confidence recommend",
     4: "sft rl confide evaluate",

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 from safetensors.numpy import save_file  # noqa: E402
 from test_cli import damage  # noqa: E402
+from ugr_fast.data import Sequences  # noqa: E402
+from ugr_fast.evidence import Evidence  # noqa: E402
 from ugr_fast.readout import (  # noqa: E402
     FOLDS,
     LIKELIHOOD_ALONE,
@@ -304,6 +306,22 @@ def test_digests_tell_readouts_apart():
     several = [Readout(weight, 1, 0), Readout(weight, 0, 1), Readout(weight.flip(0), 1, 0), Readout(weight[:1], 1, 0)]
     assert len({readout.digest for readout in several}) == 4
     assert all(len(readout.digest) == 16 for readout in several)
+
+
+def test_evidence_comes_back_and_is_part_of_the_digest(tmp_path):
+    train = Sequences(np.array([0, 3]), np.array([0, 1, 2]), np.array([0]))
+    weight = torch.arange(5, dtype=torch.float64)
+    several = [Readout(weight, 1.0, 0.5), *(Readout(weight, 1.0, 0.5, Evidence.build(train, n)) for n in (3, 4))]
+    assert len({readout.digest for readout in several}) == 3
+    for readout in several:
+        write_readout(tmp_path / "readout.safetensors", readout, HOW)
+        again = read_readout(tmp_path / "readout.safetensors")[1]
+        assert again.digest == readout.digest
+        assert again.to_arrays().keys() == readout.to_arrays().keys()
+    with pytest.raises(ValueError, match="`arrays` must weigh followed, popular, repeated, got a weight of 2"):
+        Readout.from_arrays(several[1].to_arrays() | {"weight": np.zeros(2)})
+    with pytest.raises(ValueError, match="`arrays` must hold followers, counts, offsets, popularity, got no counts"):
+        Readout.from_arrays({n: a for n, a in several[1].to_arrays().items() if n != "evidence.counts"})
 
 
 @pytest.mark.parametrize(

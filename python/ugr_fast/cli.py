@@ -118,6 +118,7 @@ def recommend(config: RecommendConfig) -> None:
         k=config.k,
         num_beams=config.num_beams or None,
         hide_seen=config.hide_seen,
+        rerank=config.rerank,
         min_confidence=config.min_confidence,
         max_risk=config.max_risk,
         delta=config.risk_delta,

@@ -10,14 +10,16 @@ Several processes rank a share of the rows each; all make the same fit, and the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ugr_fast import data, decisions, metrics
+from ugr_fast import data, decisions, metrics, sids
 from ugr_fast.configs import check
+from ugr_fast.evidence import Evidence
 from ugr_fast.model import autocast
 from ugr_fast.progress import bar, say
 from ugr_fast.readout import LIKELIHOOD_ALONE, fit
@@ -36,7 +38,7 @@ class Candidates:
     """What a readout is fitted to: n candidates of all rows, those of a row one after another.
 
     Attributes:
-        states: (n, D) at the last token of each semantic ID.
+        states: (n, D) at the last token of each semantic ID; with evidence (n, D + F), its features last.
         logprobs: (n,) of each semantic ID.
         hits: (n,) bool, it is the one that came next.
         row: (n,) of which row.
@@ -62,13 +64,14 @@ def confide(config: ConfideConfig) -> dict[str, Any]:
     device, run = choose_device(config.device), Run.open(config.run)
     dataset = data.load(config.data)
     run.check_items(dataset.ids)
-    rows, team = _rows(run, dataset), Team.join(device)
-    found = candidates(run.load_model(device), run.load_catalogue(), rows, config, team)
+    rows, evidence, team = _rows(run, dataset), _evidence(config, dataset), Team.join(device)
+    found = candidates(run.load_model(device), run.load_catalogue(), rows, config, team, evidence)
     with bar("fitting the readout", 1) as advance:
         fitted = fit(found.states, found.logprobs, found.hits, rows.user[found.row])
         advance(1)
     if team.is_main:
-        run.save_readout(fitted.readout, {name: getattr(config, name) for name in ("normalize", "precision")})
+        readout = dataclasses.replace(fitted.readout, evidence=evidence)
+        run.save_readout(readout, {name: getattr(config, name) for name in ("normalize", "precision")})
     say(
         f"{config.run.name}: readout fitted on {len(rows)} valid rows, penalty {fitted.strength:g}; on users left out, "
         f"log loss {fitted.log_loss[fitted.strength]:.5f}, without the state {fitted.log_loss[LIKELIHOOD_ALONE]:.5f}"
@@ -82,6 +85,14 @@ def _rows(run: Run, dataset: data.Dataset) -> data.Rows:
     if len(np.unique(rows.user)) < 2:
         raise ValueError("`data` must have 2 valid users or more, to choose and to measure; prepare it anew")
     return rows.take(decisions.halves(rows.user)[0])
+
+
+def _evidence(config: ConfideConfig, dataset: data.Dataset) -> Evidence | None:
+    """Return what is weighed beside the states."""
+    if not config.evidence:
+        return None
+    embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
+    return Evidence.build(data.sequences(dataset.train), dataset.num_items, embeddings)
 
 
 def _summary(found: Candidates, fitted: Fitted) -> dict[str, Any]:
@@ -100,7 +111,12 @@ def _summary(found: Candidates, fitted: Fitted) -> dict[str, Any]:
 
 
 def candidates(
-    model: Any, catalogue: Catalogue, rows: data.Rows, config: ConfideConfig, team: Team = ALONE
+    model: Any,
+    catalogue: Catalogue,
+    rows: data.Rows,
+    config: ConfideConfig,
+    team: Team = ALONE,
+    evidence: Evidence | None = None,
 ) -> Candidates:
     """Rank the catalogue for every row, and keep the states that the search ended in.
 
@@ -110,6 +126,7 @@ def candidates(
         rows: histories and targets.
         config: the settings.
         team: processes that call this together with the same arguments, and rank a share of the rows each.
+        evidence: what is weighed beside the states.
 
     Returns:
         The candidates of all rows, on every process, on the CPU.
@@ -125,6 +142,7 @@ def candidates(
             description="ranking valid rows",
             team=team,
             states=True,
+            evidence=evidence,
         )
     assert ranking.states is not None
     there = (ranking.tokens >= 0).any(2)  # (N, K)

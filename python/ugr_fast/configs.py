@@ -289,6 +289,11 @@ class ConfideConfig:
     """Data folder."""
     num_beams: int = 10
     """Beam width: candidates of each row that the fit is made to."""
+    evidence: bool = True
+    """Also weigh how often an item followed the last one in training, how often it occurs, whether it is in the
+    history, and with `embeddings` how like the history it is."""
+    embeddings: Path | None = None
+    """.npy file of item embeddings (num_items, dim), for the evidence."""
     normalize: Literal["full", "sid", "allowed"] = "full"
     """What token log-probs are normalised over, in evaluation too."""
     batch_size: int = 64
@@ -349,6 +354,8 @@ class RecommendConfig:
     """Beam width; 0 takes k."""
     hide_seen: bool = False
     """Leave out what is in the history, which else may be recommended again, as in `ugr-fast eval`."""
+    rerank: bool = False
+    """Order by likelihood and confidence, with the weight that `ugr-fast eval` chose on valid rows."""
     min_confidence: float | None = None
     """Answer only if the first item is the next one with at least this probability, calibrated by `ugr-fast eval`."""
     max_risk: float | None = None

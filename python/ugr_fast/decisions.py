@@ -417,12 +417,29 @@ def reranked(outcomes: Outcomes, said: Floats, weight: float) -> npt.NDArray[np.
         >>> [reranked(told, told.said("confidence"), weight).tolist() for weight in (0, 0.2, 0.5)]
         [[1], [1], [0]]
     """
-    value = np.where(outcomes.present, outcomes.said("likelihood") + weight * said, -np.inf)
+    value = _worth(outcomes, said, weight)
     place = np.maximum(outcomes.rank, 0)[:, None]
     own = np.take_along_axis(value, place, 1)  # (N, 1)
     before = (value > own) | ((value == own) & (np.arange(value.shape[1]) < place))
     ranks: npt.NDArray[np.int64] = np.where(outcomes.rank < 0, -1, before.sum(1))
     return ranks
+
+
+def reordered(outcomes: Outcomes, said: Floats, weight: float) -> Ints:
+    """(N, K) the entries in the order of which `reranked` tells the rank of one, absent ones last.
+
+    Example:
+        >>> told = Outcomes(np.log([[0.5, 0.3]]), np.array([[0.1, 0.9]]), np.array([1]))
+        >>> reordered(told, told.said("confidence"), 0.5).tolist()
+        [[1, 0]]
+    """
+    order: Ints = np.argsort(-_worth(outcomes, said, weight), axis=1, kind="stable")
+    return order
+
+
+def _worth(outcomes: Outcomes, said: Floats, weight: float) -> Floats:
+    worth: Floats = np.where(outcomes.present, outcomes.said("likelihood") + weight * said, -np.inf)
+    return worth
 
 
 def rerank(outcomes: Outcomes, choices: Choices) -> dict[str, Any]:

@@ -220,6 +220,8 @@ def _check(
         raise ValueError("`vocabulary` must be given for `confidence=True`")
     if readout is not None and not confidence:
         raise ValueError("`confidence` must be True for a `readout`, got False")
+    if readout is not None and readout.evidence is not None:
+        raise ValueError("`readout` must weigh states alone, got one with evidence of histories; use `recommend.rank`")
     if not 1e-30 <= temperature <= 1e30:
         raise ValueError(f"`temperature` must lie in 1e-30 .. 1e30, got {temperature}")
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ugr_fast.evidence import Evidence
 from ugr_fast.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ WEAKEST = 1e-9  # penalty: with less, states that are sums of one another would 
 FLAT = 1e-11  # largest slope of the loss where the descent ends
 STEPS = 200  # of the descent, which takes about ten
 SHORTEST, ROUNDING = 2.0**-20, 1e-13  # of a step; of the loss
+BESIDE = "evidence."  # before the names of its arrays
 BLOCK = 8192  # rows that are weighted at a time
 
 
@@ -52,20 +54,22 @@ class Readout:
     """A linear map from a candidate's last state and its log-prob to the logit of its confidence.
 
     Attributes:
-        weight: (D,) float64.
+        weight: (D,) float64; with `evidence` (D + F,), its features last.
         slope: of the logit of the likelihood.
         bias: of all.
+        evidence: what else is said of a candidate; None for nothing.
     """
 
     weight: torch.Tensor
     slope: float
     bias: float
+    evidence: Evidence | None = None
 
     def __call__(self, states: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
         """Return the logits of the confidences.
 
         Args:
-            states: (..., D) at the last token of the semantic ID.
+            states: (..., D) at the last token of the semantic ID; with `evidence` (..., D + F), its features last.
             logprobs: (...) of the candidates, sums over their tokens.
 
         Returns:
@@ -92,9 +96,11 @@ class Readout:
         """16 digits that tell it from another."""
         return hashlib.sha256(b"".join(array.tobytes() for array in self.to_arrays().values())).hexdigest()[:16]
 
-    def to_arrays(self) -> dict[str, NDArray[np.float64]]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         """As arrays that `from_arrays` takes."""
-        return {"weight": self.weight.numpy(), "slope": np.array(self.slope), "bias": np.array(self.bias)}
+        found = {"weight": self.weight.numpy(), "slope": np.array(self.slope), "bias": np.array(self.bias)}
+        beside = {} if self.evidence is None else self.evidence.to_arrays()
+        return {**found, **{f"{BESIDE}{name}": array for name, array in beside.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Readout:
@@ -111,7 +117,11 @@ class Readout:
         if weight.ndim != 1 or slope.ndim or bias.ndim or not finite:
             shapes = [array.shape for array in (weight, slope, bias)]
             raise ValueError(f"`arrays` must be finite, of shapes (D,), () and (), got {shapes}")
-        return cls(torch.from_numpy(weight.copy()), float(slope), float(bias))
+        beside = {name.removeprefix(BESIDE): array for name, array in arrays.items() if name.startswith(BESIDE)}
+        evidence = Evidence.from_arrays(beside) if beside else None
+        if evidence is not None and len(weight) < len(evidence.names):
+            raise ValueError(f"`arrays` must weigh {', '.join(evidence.names)}, got a weight of {len(weight)}")
+        return cls(torch.from_numpy(weight.copy()), float(slope), float(bias), evidence)
 
 
 def write_readout(path: Path, readout: Readout, how: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ugr_fast import data, metrics
+from ugr_fast import data, decisions, metrics
 from ugr_fast.confidence import Confidence
 from ugr_fast.decisions import How, Outcomes
 from ugr_fast.decode import Normalize, beam_search
@@ -21,10 +22,11 @@ from ugr_fast.run import Run, choose_device
 from ugr_fast.team import ALONE, Team
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ugr_fast.abstention import RiskThreshold
     from ugr_fast.data import Rows
+    from ugr_fast.evidence import Evidence
     from ugr_fast.readout import Readout
     from ugr_fast.trie import Filter
 
@@ -38,7 +40,8 @@ class Ranking:
         scores: (N, K) sums of token log-probs, −inf where absent.
         confidence: (N, K) in [0, 1], NaN where absent.
         items: (N, K) int64 item-level ranking: all items of a SID, ascending id, at the SID's rank; −1 where absent.
-        states: (N, K, D) float32 of the model at the end of each beam, NaN where absent; None if not asked for.
+        states: (N, K, D) float32 of the model at the end of each beam, NaN where absent; with evidence (N, K, D + F),
+            its features last; None if not asked for.
     """
 
     tokens: np.ndarray
@@ -62,6 +65,7 @@ def rank(
     team: Team = ALONE,
     readout: Readout | None = None,
     states: bool = False,
+    evidence: Evidence | None = None,
 ) -> Ranking:
     """Recommend for every history by constrained beam search.
 
@@ -78,32 +82,43 @@ def rank(
         team: processes that call this together with the same arguments, and rank a share of the histories each.
         readout: what reads the confidence off the model's states; its two tokens if None.
         states: also keep the model's states, in place of confidences.
+        evidence: kept beside the states; that of a readout need not be given.
 
     Returns:
         The ranking, rows in the order of `histories`, all of them on every process.
 
     Raises:
-        ValueError: an empty history, an item that is none, or as many lists in `deny` as there are not histories.
+        ValueError: an empty history, an item that is none, as many lists in `deny` as there are not histories, or
+            evidence of another catalogue.
     """
+    beside = evidence if readout is None else readout.evidence
+    if beside is not None and len(beside.popularity) != len(catalogue.item_tokens):
+        raise ValueError(
+            f"`evidence` must be of the {len(catalogue.item_tokens)} items of the catalogue, got "
+            f"{len(beside.popularity)}; fit the readout anew with `ugr-fast confide`"
+        )
     if deny is not None and len(deny) != len(histories):
         raise ValueError(f"`deny` must have a list for each of {len(histories)} histories, got {len(deny)}")
     share = team.share(len(histories))
     prompts = [catalogue.prompt(histories[row]) for row in share]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    shape = (len(prompts), num_beams)
+    shape, width = (len(prompts), num_beams), state_size(model) + (len(beside.names) if beside else 0)
     ranking = Ranking(
         tokens=np.full((*shape, catalogue.depth), -1, dtype=np.int64),
         scores=np.full(shape, -np.inf, dtype=np.float32),
         confidence=np.full(shape, np.nan, dtype=np.float32),
         items=np.full(shape, -1, dtype=np.int64),
-        states=np.full((*shape, state_size(model)), np.nan, dtype=np.float32) if states else None,
+        states=np.full((*shape, width), np.nan, dtype=np.float32) if states else None,
     )
     with bar(description, len(prompts)) if description else nullcontext(_say_nothing) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             out = None if deny is None else [deny[share.start + row] for row in rows]
             filter = None if allow is None and out is None else catalogue.trie.filter(allow, out)
-            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter, readout)
+            said = None if beside is None else partial(beside, [histories[share.start + row] for row in rows])
+            _rank_batch(
+                model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter, readout, said
+            )
             advance(len(rows))
     found = {name: values for name, values in vars(ranking).items() if values is not None}
     return Ranking(**{name: _whole(values, len(histories), team) for name, values in found.items()})
@@ -128,6 +143,7 @@ def _rank_batch(
     normalize: Normalize,
     filter: Filter | None,
     readout: Readout | None,
+    evidence: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
     ids, mask = pad_left(prompts, catalogue.vocabulary.pad)
     beams = beam_search(
@@ -139,16 +155,22 @@ def _rank_batch(
         normalize=normalize,
         filter=filter,
         vocabulary=catalogue.vocabulary,
-        confidence=out.states is None,
-        readout=readout,
-        states=out.states is not None,
+        confidence=out.states is None and evidence is None,
+        readout=readout if evidence is None else None,
+        states=out.states is not None or evidence is not None,
     )
+    states = beams.states
+    if evidence and states is not None:
+        states = torch.cat([states, torch.from_numpy(evidence(beams.items.numpy())).to(states.device)], 2)
     out.tokens[rows] = beams.tokens.numpy()
     out.scores[rows] = beams.scores.numpy()
     if beams.confidence is not None:
         out.confidence[rows] = beams.confidence.float().numpy()
-    if out.states is not None and beams.states is not None:
-        out.states[rows] = beams.states.numpy()
+    elif readout and states is not None:
+        said = readout(states, beams.logprobs.sum(2)).sigmoid()
+        out.confidence[rows] = said.float().numpy()
+    if out.states is not None and states is not None:
+        out.states[rows] = states.numpy()
     out.items[rows] = beams.expand_items(out.items.shape[1]).numpy()
 
 
@@ -275,7 +297,8 @@ class Recommendations:
         confidence: (N, k) what the model itself says, in [0, 1]; NaN where absent.
         calibrated: (N, k) probability of each item to be the next one (the candidate level); NaN where absent, and for
             a run that was not evaluated.
-        first: (N,) probability that the first item is the next one (the user level), of those who get no answer too.
+        first: (N,) probability that the first item is the next one, of those who get no answer too: the user level, or
+            where lists were re-ranked the candidate level.
         abstained: (N,) bool.
         reasons: why each history has no answer; "" where it has one.
         promise: the threshold behind `max_risk`, with the share answered and the risk among them on valid rows.
@@ -388,6 +411,7 @@ class Recommender:
         allow: Sequence[int] | None = None,
         deny: Sequence[int] | None = None,
         hide_seen: bool = False,
+        rerank: bool = False,
         min_confidence: float | None = None,
         max_risk: float | None = None,
         risk_at: int | None = None,
@@ -404,6 +428,7 @@ class Recommender:
             allow: numbers of the only items that may be recommended.
             deny: numbers of items that may not.
             hide_seen: do not recommend what is in a history.
+            rerank: order by exp(score) + λ · confidence, with the λ that the evaluation chose on valid rows.
             min_confidence: answer where the probability that the first item is the next one is at least this.
             max_risk: answer those for whom 1 - hit@k stays at or below this, with probability 1 - delta over the valid
                 rows, among users like those.
@@ -415,21 +440,21 @@ class Recommender:
             Recommendations, best first; the search never enters a prefix that holds nothing to recommend.
 
         Raises:
-            ValueError: a history is empty, or holds what is no item; `k` is below 1; a confidence or a risk is asked
-                of a run that was not evaluated, or a risk for other lists than those evaluated.
+            ValueError: a history is empty, or holds what is no item; `k` is below 1; a confidence, a risk or another
+                order is asked of a run that was not evaluated, or a risk for other lists than those evaluated.
         """
         if k < 1 or (num_beams is not None and num_beams < 1):
             raise ValueError(f"`k` and `num_beams` must be at least 1, got {k} and {num_beams}")
         rows = [self._items(history) for history in _several(histories)]
-        known = self._evaluated(min_confidence, max_risk)
+        known = self._evaluated(min_confidence, max_risk, rerank)
         how = known.how if known else {**self.search, "num_beams": k}
         width = max(k, num_beams or how["num_beams"])
         rule = None
         if known and max_risk is not None:
-            if allow is not None or deny or hide_seen or width != how["num_beams"]:
+            if allow is not None or deny or hide_seen or rerank or width != how["num_beams"]:
                 raise ValueError(
                     f"`max_risk` can be promised for lists like those evaluated, beam width {how['num_beams']} and "
-                    "nothing left out, only; drop `num_beams`, `allow`, `deny` and `hide_seen`, or `max_risk`"
+                    "nothing left out, only; drop `num_beams`, `allow`, `deny`, `hide_seen` and `rerank`, or `max_risk`"
                 )
             rule = known.promise(max_risk, k if risk_at is None else risk_at, delta)
         out = [[*(deny or ()), *(row if hide_seen else ())] for row in rows] if deny or hide_seen else None
@@ -446,15 +471,17 @@ class Recommender:
                 description="recommending" if len(rows) > 10 * batch_size else None,
                 readout=self.readout,
             )
-        return self._answer(ranking, k, known, min_confidence, rule)
+        return self._answer(ranking, k, known, min_confidence, rule, rerank)
 
     def _items(self, history: Sequence[int | str] | np.ndarray) -> list[int]:
         if not len(history):
             raise ValueError("`histories` must each name at least one item, and one is empty")
         return [self.find(item) if isinstance(item, str) else index(item) for item in history]
 
-    def _evaluated(self, min_confidence: float | None, max_risk: float | None) -> Confidence | None:
-        """Return what the evaluation found, which a threshold cannot do without."""
+    def _evaluated(self, min_confidence: float | None, max_risk: float | None, rerank: bool) -> Confidence | None:
+        """Return what the evaluation found, which a threshold or another order cannot do without."""
+        if rerank and self.confidence is None:
+            raise ValueError(f"`rerank` needs a run whose confidence was evaluated: {self.uncalibrated}")
         for name, value in (("min_confidence", min_confidence), ("max_risk", max_risk)):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {value}")
@@ -469,11 +496,17 @@ class Recommender:
         known: Confidence | None,
         min_confidence: float | None,
         rule: RiskThreshold | None,
+        rerank: bool,
     ) -> Recommendations:
         nobody = np.full(len(ranking.items), -1)
-        told = outcomes_of(ranking, self.catalogue, nobody)
+        told, items = outcomes_of(ranking, self.catalogue, nobody), ranking.items
         unknown = np.full(told.scores.shape, np.nan)
         first = known.user(told) if known else unknown[:, 0]
+        if known and rerank:
+            order = decisions.reordered(told, told.said("confidence"), known.choices.weight["confidence"])
+            items, scores, said = (np.take_along_axis(x, order, 1) for x in (items, told.scores, told.confidence))
+            told = Outcomes(scores, said, nobody)
+            first = known.candidate(told)[:, 0]  # the user level was fitted to the beam's own first
         reasons = [""] * len(told)
         if known and rule:
             reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]
@@ -489,7 +522,7 @@ class Recommender:
             ]
         abstained = np.array([reason != "" for reason in reasons], bool)
         columns = {
-            "items": (ranking.items, -1),
+            "items": (items, -1),
             "scores": (told.scores, -np.inf),
             "confidence": (told.confidence, np.nan),
             "calibrated": (known.candidate(told) if known else unknown, np.nan),

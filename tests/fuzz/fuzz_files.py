@@ -307,9 +307,13 @@ def write_run(folder: Path) -> None:
 
 def write_one_readout(folder: Path) -> None:
     import torch
+    from ugr_fast.data import Sequences
+    from ugr_fast.evidence import Evidence
     from ugr_fast.readout import Readout, write_readout
 
-    readout = Readout(torch.linspace(-1, 1, 8, dtype=torch.float64), slope=1.1, bias=-0.2)
+    train = Sequences(np.array([0, 3, 5]), np.array([0, 1, 2, 0, 1]), np.array([0, 1]))
+    evidence = Evidence.build(train, 4, np.arange(8.0).reshape(4, 2))
+    readout = Readout(torch.linspace(-1, 1, 8, dtype=torch.float64), slope=1.1, bias=-0.2, evidence=evidence)
     write_readout(folder / "readout.safetensors", readout, {"step": 3, "model": "0", "normalize": "full"})
 
 
@@ -320,6 +324,8 @@ def read_one_readout(folder: Path, meant: set[str]) -> None:
     how, readout = read_readout(folder / "readout.safetensors")
     assert how["readout"] == readout.digest
     assert readout(torch.ones(2, len(readout.weight)), torch.tensor([-0.1, -9.0])).isfinite().all()
+    if readout.evidence is not None and len(readout.evidence.popularity):
+        assert np.isfinite(readout.evidence([[0], [0, 0]], np.array([[0, -1], [0, 0]]))).all()
 
 
 def learner() -> Any:

@@ -1,0 +1,167 @@
+"""What the training split and the items' texts say of a candidate, beside the model: what a readout may weigh too.
+
+A generative model of semantic IDs sees the codes of an item and no more; the counts that a last-item Markov chain ranks
+by, and the texts that a cosine ranks by, know something that it does not. `readout` fits how much each is worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ugr_fast.baselines import Markov, popularity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from ugr_fast.data import Sequences
+
+Ints = NDArray[np.int64]
+COUNTED = ("followed", "popular", "repeated")
+COMPARED = ("like last", "like all", "like nearest")
+_ARRAYS = ("followers", "counts", "offsets", "popularity")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Counts of the training split and, where there are embeddings, what items are like.
+
+    Attributes:
+        followers: (P,) int64 items that followed item 0, item 1, ..., ascending.
+        counts: (P,) int64, how often.
+        offsets: (num_items + 1,) int64 bounds of each item's followers.
+        popularity: (num_items,) int64, how often each item occurs.
+        unit: (num_items, dim) float16 embeddings of length 1; None for none.
+
+    Example:
+        >>> from ugr_fast.data import Sequences
+        >>> train = Sequences(np.array([0, 3, 5]), np.array([0, 1, 2, 0, 1]), np.array([7, 8]))
+        >>> Evidence.build(train, num_items=4)([[2, 0]], np.array([[1, 2]])).round(2)
+        array([[[1.1 , 1.1 , 0.  ],
+                [0.  , 0.69, 1.  ]]])
+    """
+
+    followers: Ints
+    counts: Ints
+    offsets: Ints
+    popularity: Ints
+    unit: NDArray[np.float16] | None = None
+
+    @classmethod
+    def build(cls, train: Sequences, num_items: int, embeddings: NDArray[np.floating] | None = None) -> Evidence:
+        """Count what followed what.
+
+        Args:
+            train: sequences of the training split.
+            num_items: size of the catalogue.
+            embeddings: (num_items, dim), row i for item i.
+
+        Raises:
+            ValueError: a training item outside the catalogue, or embeddings of another number of items.
+        """
+        popular, markov = popularity(train.items, num_items), Markov(train, num_items)
+        order = np.lexsort((markov.following, np.repeat(np.arange(num_items), np.diff(markov.offsets))))
+        unit = None
+        if embeddings is not None:
+            if embeddings.ndim != 2 or len(embeddings) != num_items:
+                raise ValueError(f"`embeddings` must be ({num_items}, dim), got {embeddings.shape}")
+            wide = embeddings.astype(np.float32)
+            unit = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float16)
+        return cls(markov.following[order], markov.counts[order], markov.offsets, popular, unit)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features, in their order."""
+        return COUNTED if self.unit is None else COUNTED + COMPARED
+
+    def __call__(self, histories: Sequence[Sequence[int] | Ints], items: Ints) -> NDArray[np.float64]:
+        """Return what is said of each candidate.
+
+        Args:
+            histories: B non-empty lists of items, oldest first.
+            items: (B, K) candidates, −1 where absent.
+
+        Returns:
+            (B, K, F): log(1 + how often it followed the last item), log(1 + how often it occurs), whether it is in the
+            history; with embeddings its cosine to the last item, the mean of those to all of the history, and the
+            highest. 0 where absent.
+        """
+        there, known = items >= 0, np.maximum(items, 0)
+        longest = max(map(len, histories))
+        past = np.full((len(histories), longest), -1, np.int64)
+        for row, history in enumerate(histories):
+            past[row, longest - len(history) :] = history  # so that the last is in the last column
+        repeated = (items[:, :, None] == past[:, None, :]).any(2)
+        columns = [np.log1p(self._followed(past[:, -1:], known)), np.log1p(self.popularity[known]), repeated]
+        if self.unit is not None:
+            alike = self._alike(self.unit, known, past)  # (B, K, H), NaN before a history begins
+            columns += [alike[:, :, -1], np.nanmean(alike, 2), np.nanmax(alike, 2)]
+        found: NDArray[np.float64] = np.where(there[:, :, None], np.stack(columns, 2).astype(np.float64), 0.0)
+        return found
+
+    def _followed(self, last: Ints, items: Ints) -> Ints:
+        """How often each of `items` (B, K) followed `last` (B, 1)."""
+        if not len(self.followers):
+            return np.zeros_like(items)
+        wanted = last * len(self.popularity) + items
+        place = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)
+        found: Ints = np.where(self._pairs[place] == wanted, self.counts[place], 0)
+        return found
+
+    @cached_property
+    def _pairs(self) -> Ints:
+        """(P,) number of an item and its follower, ascending."""
+        num_items = len(self.popularity)
+        return np.repeat(np.arange(num_items), np.diff(self.offsets)) * num_items + self.followers
+
+    @staticmethod
+    def _alike(unit: NDArray[np.float16], items: Ints, past: Ints) -> NDArray[np.float32]:
+        """(B, K, H) cosines of candidates and what is in the history, NaN where that is nothing."""
+        one, other = unit[items].astype(np.float32), unit[np.maximum(past, 0)].astype(np.float32)
+        found: NDArray[np.float32] = np.where(past[:, None, :] >= 0, one @ other.transpose(0, 2, 1), np.float32(np.nan))
+        return found
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """As arrays that `from_arrays` takes."""
+        found: dict[str, NDArray[np.generic]] = {name: getattr(self, name) for name in _ARRAYS}
+        return found if self.unit is None else {**found, "unit": self.unit}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Evidence:
+        """What `to_arrays` made.
+
+        Raises:
+            ValueError: arrays that it does not make.
+        """
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise ValueError(f"`arrays` must hold {', '.join(_ARRAYS)}, got no {', '.join(missing)}")
+        found = {name: np.asarray(arrays[name]) for name in _ARRAYS}
+        if any(array.ndim != 1 or array.dtype != np.int64 for array in found.values()):
+            kinds = {name: f"{array.dtype}{array.shape}" for name, array in found.items()}
+            raise ValueError(f"`arrays` must be rows of int64, got {kinds}")
+        known = cls(**found, unit=np.asarray(arrays["unit"]) if "unit" in arrays else None)
+        known._check()
+        return known
+
+    def _check(self) -> None:
+        num_items, spans = len(self.popularity), np.diff(self.offsets)
+        if len(self.offsets) != num_items + 1 or self.offsets[0] or self.offsets[-1] != len(self.followers):
+            raise ValueError(f"`offsets` must be {num_items + 1} bounds from 0 to {len(self.followers)}")
+        inside = (self.followers >= 0) & (self.followers < num_items)
+        if (spans < 0).any() or len(self.counts) != len(self.followers) or not inside.all():
+            raise ValueError(f"`followers` must be items in 0..{num_items - 1}, with a count each, between bounds")
+        if (np.diff(self._pairs) <= 0).any() or (self.counts < 1).any() or (self.popularity < 0).any():
+            raise ValueError("`followers` must ascend, `counts` be 1 or more and `popularity` 0 or more")
+        if self.unit is not None:
+            shape = self.unit.shape
+            if self.unit.dtype != np.float16 or len(shape) != 2 or shape[0] != num_items:
+                raise ValueError(f"`unit` must be float16 of ({num_items}, dim), got {self.unit.dtype} of {shape}")
+            if not np.isfinite(self.unit).all():
+                raise ValueError("`unit` must be finite")
