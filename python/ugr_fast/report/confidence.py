@@ -78,7 +78,7 @@ def _sources(runs: list[EvaluatedRun]) -> list[Block]:
     """Say whose confidence is a readout, where any is."""
     read = ", ".join(run.label for run in runs if run.readout)
     rest = ", ".join(run.label for run in runs if not run.readout)
-    told = f"Confidence by readout, fitted to the states and likelihoods of valid rows: {read}."
+    told = f"Confidence by readout, fitted to valid rows: {read}."
     return [note(told + (f" By the two confidence tokens: {rest}." if rest else ""))] if read else []
 
 
