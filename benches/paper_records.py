@@ -23,7 +23,10 @@ from paper import SETS, costs, readout_of
 from ugr_fast import decisions
 from ugr_fast.files import new_file, read_json_lines
 
-KEPT = ("step", "num_rows", "num_beams", "normalize", "trained", "readout", "signal", "ranking", "reach", "baselines")
+KEPT = (
+    *("step", "num_rows", "num_beams", "normalize", "trained", "readout", "signal"),
+    *("ranking", "reach", "promises", "baselines"),
+)
 LOGGED = ("zero_advantage_groups", "entropy", "hit_rate", "confidence_mean")
 LAST = 25
 """Updates at the end of training over which LOGGED are averaged."""

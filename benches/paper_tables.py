@@ -17,39 +17,18 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import paper_figures
 import paper_records
 from numpy.typing import NDArray
 from paper import SETS, readout_of
+from paper_numbers import NAMES, curves, difference, student
 from paper_records import Runs
 from ugr_fast import decisions
-from ugr_fast.report.figures import axes_of, colour_of, draw, legend
 
 Floats = NDArray[np.float64]
-NAMES = {
-    "sft": "SFT",
-    "sft-continued": "SFT continued",
-    "grpo": "GRPO 0/1",
-    "ranking": "ranking reward",
-    "ugr": "UGR as released",
-    "ugr-reward": "… its reward alone",
-    "ugr-weight": "… its weight alone",
-    "ugr-confidence": "… its confidence alone",
-    "ugr-sum": "UGR, summed scores",
-    "ugr-logit": "UGR, logit confidence",
-    "ugr-brier": "UGR, brier confidence",
-    "ugr-allowed": "UGR, over allowed tokens",
-    "ugr-stochastic": "UGR, stochastic beams",
-    "ugr-similar": "UGR + .3 similarity",
-    "sft-readout": "SFT + readout of states",
-    "ugr-readout": "UGR + readout of states",
-    "sft-evidence": "SFT + readout with evidence",
-    "ugr-evidence": "UGR + readout with evidence",
-}
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
-LEVEL = 0.95
 
 
 def load(out: Path, name: str) -> Runs:
@@ -59,20 +38,6 @@ def load(out: Path, name: str) -> Runs:
 
 
 # ---- numbers
-
-
-def student(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half of its interval by Student's t; NaN for a single value.
-
-    Example:
-        >>> [round(x, 3) for x in student([1.0, 2.0, 3.0])]
-        [2.0, 2.484]
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    half = math.nan if n < 2 else t.ppf((1 + LEVEL) / 2, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return float(np.mean(values)), half
 
 
 def short(value: float, digits: int = 4, sign: bool = False) -> str:
@@ -92,18 +57,6 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
 def between(low: float, high: float, digits: int = 4) -> str:
     """Write "[low, high]"."""
     return f"[{short(low, digits, True)}, {short(high, digits, True)}]"
-
-
-def difference(
-    runs: Runs, arm: str, other: str, measure: Callable[[NDArray[np.int64]], Floats] = decisions.ndcg
-) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Return the mean difference of a measure to another arm, its interval over users, and its interval over seeds."""
-    shared = sorted(runs[arm].keys() & runs[other].keys())
-    rows = np.stack([measure(runs[arm][seed].rank) - measure(runs[other][seed].rank) for seed in shared])
-    users = decisions.Bootstrap(runs[arm][shared[0]].users)
-    [[_, low, high]] = users.means(rows.mean(0)[None])
-    mean, half = student(rows.mean(1).tolist())
-    return mean, (low, high), (mean - half, mean + half)
 
 
 # ---- tables
@@ -133,7 +86,8 @@ def accuracy(runs: Runs) -> str:
             reach = [
                 np.mean([run.test["reach"][name] for run in of.values()]) for name in ("coverage@10", "popularity@10")
             ]
-            yield [NAMES[arm], str(len(of)), *columns, f"{reach[0]:.0%}", f"{reach[1]:.0f}"]
+            reached = ["", ""] if readout_of(arm) else [f"{reach[0]:.0%}", f"{reach[1]:.0f}"]  # of lists as searched
+            yield [NAMES[arm], str(len(of)), *columns, *reached]
 
     labels = [f"{kind.upper()}@{k}" for kind, k in COLUMNS]
     return table(["test", "seeds", *labels, "catalogue", "popularity"], rows())
@@ -150,7 +104,7 @@ def semantic(runs: Runs) -> str:
     """HR and NDCG at SID level, where items that share their codes count as one."""
 
     def rows() -> Iterator[list[str]]:
-        for arm, of in runs.items():
+        for arm, of in ((arm, of) for arm, of in runs.items() if not readout_of(arm)):
             found = [run.test["ranking"] for run in of.values()]
             yield [NAMES[arm], *(spread([each[f"sid_{kind}@{k}"] for each in found]) for kind, k in COLUMNS)]
 
@@ -184,16 +138,16 @@ def training(runs: Runs) -> str:
 
     def rows() -> Iterator[list[str]]:
         for arm, of in runs.items():
-            curves = [run.curve("ndcg@10") for run in of.values()]
-            if readout_of(arm) or any(0 not in curve for curve in curves):
+            found = curves(runs, arm)
+            if readout_of(arm) or any(0 not in curve for curve in found):
                 continue
-            change = [curve[max(curve)] - curve[0] for curve in curves]
+            change = [curve[max(curve)] - curve[0] for curve in found]
             logged = [[run.logged.get(name, math.nan) for run in of.values()] for name in SEEN]
             yield [
                 NAMES[arm],
-                spread([curve[0] for curve in curves]),
-                spread([max(value for step, value in curve.items() if step) for curve in curves]),
-                spread([curve[max(curve)] for curve in curves]),
+                spread([curve[0] for curve in found]),
+                spread([max(value for step, value in curve.items() if step) for curve in found]),
+                spread([curve[max(curve)] for curve in found]),
                 f"{short(student(change)[0], sign=True)} ± {short(student(change)[1])}",
                 *(short(float(np.mean(values)), 2) for values in logged),
             ]
@@ -286,6 +240,30 @@ def acting(runs: Runs) -> str:
     return table(head, rows())
 
 
+def promises(runs: Runs) -> str:
+    """What was promised of those answered on valid users, and what came of it on the test split, later in time."""
+
+    def rows() -> Iterator[list[str]]:
+        for arm in ("sft", "sft-evidence"):
+            of = [run.test["promises"] for run in runs.get(arm, {}).values()]
+            for rule in zip(*of, strict=True):
+                given = [each for each in rule if each["threshold"] is not None]
+                if len(given) < len(rule):
+                    continue
+                risks = [each["realised"]["risk"] for each in given]
+                yield [
+                    NAMES[arm],
+                    f"{rule[0]['max_risk']:g}",
+                    str(rule[0]["k"]),
+                    f"{np.mean([each['calibration']['share'] for each in given]):.0%}",
+                    short(float(np.mean([each["calibration"]["risk"] for each in given])), 3),
+                    spread(risks, 3),
+                    f"{sum(risk > each['max_risk'] for risk, each in zip(risks, given, strict=True))} of {len(given)}",
+                ]
+
+    return table(["", "risk asked", "k", "answered", "risk on valid", "realised on test", "above"], rows())
+
+
 def cost(sets: dict[str, Runs]) -> str:
     """Core-hours of each set."""
 
@@ -308,25 +286,6 @@ def _hours(of: dict[str, float]) -> list[str]:
     return [f"{hours:.2f}" for hours in (*of.values(), sum(of.values()))]
 
 
-# ---- figures
-
-
-def curves(runs: Runs, title: str) -> Any:
-    """Draw validation NDCG@10 over updates, with intervals over seeds."""
-    figure, axes = axes_of("", "update", "valid NDCG@10", (6.4, 3.6))
-    shown = [arm for arm in runs if arm != "sft" and not readout_of(arm)]
-    for number, arm in enumerate(shown[:7]):
-        found = [run.curve("ndcg@10") for run in runs[arm].values()]
-        steps = sorted(set.intersection(*(set(curve) for curve in found)))
-        if len(steps) < 3:
-            continue
-        means, halves = np.array([student([curve[step] for curve in found]) for step in steps]).T
-        axes.plot(steps, means, color=colour_of(number), label=NAMES[arm])
-        axes.fill_between(steps, means - halves, means + halves, color=colour_of(number), alpha=0.12, linewidth=0)
-    legend(figure, axes)
-    return draw(f"paper-{title}", title, "", figure)
-
-
 TABLES = {
     "accuracy": accuracy,
     "sid": semantic,
@@ -335,6 +294,7 @@ TABLES = {
     "confidence": confidence,
     "aurc": aurc_difference,
     "decisions": acting,
+    "promises": promises,
 }
 
 
@@ -351,8 +311,8 @@ def main() -> None:
         for name, text in found.items():
             print(f"### {name}\n\n{text}\n")
         return
-    for name, runs in sets.items():
-        (args.into.parent / f"paper-{name}.png").write_bytes(curves(runs, name).png)
+    for picture in (picture for name, runs in sets.items() for picture in paper_figures.draw_all(runs, name)):
+        (args.into.parent / f"{picture.name}.png").write_bytes(picture.png)
     args.into.write_text(filled(args.into.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 

@@ -21,6 +21,8 @@ from ugr_fast.configs import check  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benches"))
 import paper  # noqa: E402
+import paper_figures  # noqa: E402
+import paper_numbers  # noqa: E402
 import paper_records  # noqa: E402
 import paper_tables  # noqa: E402
 
@@ -142,7 +144,7 @@ def test_tables_say_what_the_runs_say(runs, tmp_path):
 
 
 def test_a_difference_is_of_the_same_users_and_seeds(runs):
-    mean, users, seeds = paper_tables.difference(runs, "ugr", "sft")
+    mean, users, seeds = paper_numbers.difference(runs, "ugr", "sft")
     by_seed = [
         (decisions.ndcg(runs["ugr"][seed].rank) - decisions.ndcg(runs["sft"][seed].rank)).mean() for seed in range(3)
     ]
@@ -150,7 +152,7 @@ def test_a_difference_is_of_the_same_users_and_seeds(runs):
     half = 4.302653 * np.std(by_seed, ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
     assert seeds == pytest.approx((mean - half, mean + half), rel=1e-6)
     assert users[0] < mean < users[1]
-    alone = paper_tables.difference(runs, "ugr-readout", "ugr")
+    alone = paper_numbers.difference(runs, "ugr-readout", "ugr")
     assert np.isnan(alone[2]).all()
 
 
@@ -196,8 +198,19 @@ def test_tables_go_between_their_marks(runs):
         paper_tables.filled(text, {})
 
 
-def test_figures_are_drawn(runs):
-    assert paper_tables.curves(runs, "industrial").png.startswith(b"\x89PNG")
+def test_figures_are_drawn_of_what_there_is(runs):
+    drawn = {picture.name: picture.png for picture in paper_figures.draw_all(runs, "industrial")}
+    assert [*drawn] == [f"paper-industrial-{name}" for name in ("training", "gains", "answered")]
+    assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+    alone = paper_figures.draw_all({"sft": runs["sft"]}, "industrial")
+    assert [picture.name for picture in alone] == ["paper-industrial-answered"]
+
+
+def test_curves_begin_with_the_fine_tuned_model(runs):
+    ugr, start = paper_numbers.curves(runs, "ugr"), [max(run.curve("ndcg@10").values()) for run in runs["sft"].values()]
+    logged = [run.curve("ndcg@10") for run in runs["ugr"].values()]
+    for curve, first, own in zip(ugr, start, logged, strict=True):
+        assert curve == {0: first, **own}
 
 
 @pytest.mark.slow
