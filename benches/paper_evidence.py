@@ -1,4 +1,4 @@
-"""What each part of a readout is worth, on valid rows alone: fitted to half of the users, measured on the others, twice.
+"""What each part of a readout is worth, on valid rows alone: fitted to half of the users, measured on the rest, twice.
 
     folder=data/industrial
     python benches/paper_evidence.py --run paper/industrial/sft-0 --data $folder --embeddings $folder/embeddings.npy
