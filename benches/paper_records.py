@@ -25,8 +25,9 @@ from ugr_fast.files import new_file, read_json_lines
 
 KEPT = (
     *("step", "num_rows", "num_beams", "normalize", "trained", "readout", "signal"),
-    *("ranking", "reach", "promises", "baselines"),
+    *("ranking", "reach", "baselines"),
 )
+VALID = ("hr@1", "hr@10", "ndcg@10", "confidence_auroc", "likelihood_auroc")
 LOGGED = ("zero_advantage_groups", "entropy", "hit_rate", "confidence_mean")
 LAST = 25
 """Updates at the end of training over which LOGGED are averaged."""
@@ -37,9 +38,9 @@ class Record:
     """An evaluated run."""
 
     test: dict[str, Any]
-    """Of eval-test.json what KEPT names, the scalars at user level, and the decisions without their intervals."""
+    """Of eval-test.json what KEPT names, the scalars at user level, decisions and promises without intervals."""
     valid: list[dict[str, Any]]
-    """Step and metrics of each validation during training."""
+    """Step and VALID of each validation during training."""
     logged: dict[str, float]
     """LOGGED, where training logs it."""
     costs: dict[str, Any]
@@ -73,8 +74,17 @@ def read_run(folder: Path) -> Record:
     for cost in known.values():
         cost["command"] = _without_folders(cost["command"])
     return Record(
-        {**{name: test[name] for name in KEPT if name in test}, **_confidences(test), "decisions": _acts(test)},
-        [{"step": line["step"], **line["valid"]} for line in lines if "valid" in line],
+        {
+            **{name: test[name] for name in KEPT if name in test},
+            **_confidences(test),
+            "decisions": _acts(test),
+            "promises": [_promise(each) for each in test["promises"]],
+        },
+        [
+            {"step": line["step"], **{name: line["valid"].get(name) for name in VALID}}
+            for line in lines
+            if "valid" in line
+        ],
         {name: float(np.mean(values)) for name, values in logged.items() if values},
         known,
         rank,
@@ -90,6 +100,15 @@ def _without_folders(command: list[str]) -> list[str]:
 def _confidences(test: dict[str, Any]) -> dict[str, Any]:
     names = ("confidence", "likelihood")
     return {name: {"user": {stage: test[name]["user"][stage] for stage in ("before", "after")}} for name in names}
+
+
+def _promise(made: dict[str, Any]) -> dict[str, Any]:
+    tested, realised = made["calibration"], made["realised"]
+    return {
+        **{name: made[name] for name in ("k", "max_risk", "threshold")},
+        "calibration": {name: tested[name] for name in ("share", "risk")},
+        "realised": {name: realised[name] for name in ("share", "risk")},
+    }
 
 
 def _acts(test: dict[str, Any]) -> Any:
@@ -136,7 +155,7 @@ def write(folder: Path, name: str, runs: Runs) -> None:
         path.write_bytes(buffer.getvalue())
 
 
-def _rounded(value: Any, digits: int = 6) -> Any:
+def _rounded(value: Any, digits: int = 7) -> Any:
     """Round to so many significant digits."""
     if isinstance(value, dict):
         return {name: _rounded(each, digits) for name, each in value.items()}
