@@ -13,6 +13,7 @@ random numbers would). Ranks are those that `eval` found, never asked of a model
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,12 @@ def load(out: Path, name: str) -> Runs:
     """Return the evaluated runs of a set, arms in the order of NAMES: what is kept of them, and those in OUT/SET."""
     found = paper_records.merged(paper_records.read(out, name), paper_records.load(out / name))
     return {arm: found[arm] for arm in NAMES if arm in found}
+
+
+def load_sasrec(out: Path, name: str) -> list[dict[str, float]]:
+    """Return what sasrec.py measured on the test split of a set, OUT/sasrec-SET.json; nothing where it did not."""
+    path = out / f"sasrec-{name}.json"
+    return [run["test"] for run in json.loads(path.read_text())["runs"]] if path.exists() else []
 
 
 # ---- numbers
@@ -68,8 +75,13 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def accuracy(runs: Runs) -> str:
-    """HR and NDCG of the test split at item level, and what part of the catalogue is recommended."""
+def accuracy(runs: Runs, sasrec: Sequence[dict[str, float]] = ()) -> str:
+    """HR and NDCG of the test split at item level, and what part of the catalogue is recommended.
+
+    Args:
+        runs: of a set.
+        sasrec: what sasrec.py measured, a seed each.
+    """
 
     def rows() -> Iterator[list[str]]:
         known = next(iter(next(iter(runs.values())).values())).test["baselines"]
@@ -78,6 +90,9 @@ def accuracy(runs: Runs) -> str:
                 found = known[name]
                 columns = [short(found[f"{kind}@{k}"]) for kind, k in COLUMNS]
                 yield [label, "", *columns, f"{found['coverage@10']:.0%}", f"{found['popularity@10']:.0f}"]
+        if sasrec:
+            columns = [spread([each[f"{kind}@{k}"] for each in sasrec]) for kind, k in COLUMNS]
+            yield ["SASRec", str(len(sasrec)), *columns, "", ""]
         for arm, of in runs.items():
             columns = [
                 spread([float(measure(run.rank, k).mean()) for run in of.values()])
@@ -306,6 +321,7 @@ def main() -> None:
     args = parser.parse_args()
     sets = {name: runs for name in SETS if (runs := load(args.out, name))}
     found = {f"{name} {kind}": make(runs) for name, runs in sets.items() for kind, make in TABLES.items()}
+    found |= {f"{name} accuracy": accuracy(runs, load_sasrec(args.out, name)) for name, runs in sets.items()}
     found["cost"] = cost(sets)
     if args.into is None:
         for name, text in found.items():

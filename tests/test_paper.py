@@ -143,6 +143,15 @@ def test_tables_say_what_the_runs_say(runs, tmp_path):
     assert "| all |  | 5.00 | 0.00 | 5.00 | 10.00 |" in cost
 
 
+def test_sasrec_stands_beside_them_where_it_was_measured(runs, tmp_path):
+    assert paper_tables.load_sasrec(tmp_path, "industrial") == []
+    found = [{"test": {f"{kind}@{k}": 0.1 * seed for kind, k in paper_tables.COLUMNS}} for seed in (1, 2)]
+    (tmp_path / "sasrec-industrial.json").write_text(json.dumps({"runs": found}))
+    rows = paper_tables.accuracy(runs, paper_tables.load_sasrec(tmp_path, "industrial")).splitlines()
+    assert [row.split(" | ")[:3] for row in rows if "SASRec" in row] == [["| SASRec", "2", ".1500 ± .6353"]]
+    assert not any("SASRec" in row for row in paper_tables.accuracy(runs).splitlines())
+
+
 def test_a_difference_is_of_the_same_users_and_seeds(runs):
     mean, users, seeds = paper_numbers.difference(runs, "ugr", "sft")
     by_seed = [
