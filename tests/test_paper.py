@@ -18,9 +18,12 @@ import tyro  # noqa: E402
 from evaluated import make_run  # noqa: E402
 from ugr_fast import cli, data, decisions  # noqa: E402
 from ugr_fast.configs import check  # noqa: E402
+from ugr_fast.evidence import Evidence  # noqa: E402
+from ugr_fast.recommend import Ranking  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benches"))
 import paper  # noqa: E402
+import paper_evidence  # noqa: E402
 import paper_figures  # noqa: E402
 import paper_numbers  # noqa: E402
 import paper_records  # noqa: E402
@@ -220,6 +223,32 @@ def test_curves_begin_with_the_fine_tuned_model(runs):
     logged = [run.curve("ndcg@10") for run in runs["ugr"].values()]
     for curve, first, own in zip(ugr, start, logged, strict=True):
         assert curve == {0: first, **own}
+
+
+def test_parts_of_a_readout_are_measured_on_users_that_it_was_not_fitted_to():
+    rng = np.random.default_rng(0)
+    users, beams = 400, paper_evidence.BEAMS
+    scores = np.sort(rng.normal(-5, 1, (users, beams)).astype(np.float32))[:, ::-1].copy()
+    knows = rng.normal(size=(users, beams))
+    target = np.argmax(scores + 2 * knows + rng.gumbel(size=scores.shape), axis=1)
+    rank = np.where(rng.random(users) < 0.7, target, -1)
+    outcomes = decisions.Outcomes(scores, np.full(scores.shape, np.nan, np.float32), rank)
+    states = np.stack([knows, rng.normal(size=scores.shape)], 2).astype(np.float32)
+    absent = np.zeros((users, beams, 1), np.int64)
+    ranking = Ranking(absent, scores, outcomes.confidence, absent[..., 0], states)
+    gains = [paper_evidence.measured(ranking, outcomes, outcomes.hits, [column])[0] for column in (0, 1)]
+    assert gains[0] > 0.1
+    assert abs(gains[1]) < 0.02
+
+
+def test_a_part_takes_its_own_columns():
+    train = data.Sequences(np.array([0, 2]), np.array([0, 1]), np.array([0]))
+    evidence = Evidence.build(train, 2, np.eye(2))
+    taken = {name: paper_evidence.columns(4, evidence, *part) for name, part in paper_evidence.PARTS.items()}
+    assert taken["the state"] == [0, 1, 2, 3]
+    assert taken["the state, counts, repeated"] == [0, 1, 2, 3, 4, 5, 6]
+    assert taken["all evidence without the state"] == [4, 5, 6, 7, 8, 9]
+    assert sorted(taken["the state and all evidence"]) == [*range(10)]
 
 
 @pytest.mark.slow
