@@ -21,7 +21,7 @@ __version__: str  # read from the installed package when asked for, which takes 
 
 _SUBMODULES = {
     *("decode", "device", "losses", "model", "readout", "sids", "sft", "rl", "confide", "evaluate"),
-    *("data", "rewards", "metrics", "abstention", "recommend", "report"),
+    *("data", "rewards", "metrics", "abstention", "evidence", "recommend", "report"),
 }
 
 __all__ = [
