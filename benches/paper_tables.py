@@ -333,15 +333,18 @@ def main() -> None:
 
 
 def filled(text: str, found: dict[str, str]) -> str:
-    """Put the tables between their marks.
+    """Put the tables between their marks; those of a set without runs stay as they are.
 
     Raises:
-        ValueError: a mark names a table that is not there.
+        ValueError: a mark names a table that there never is.
     """
+    possible = {"cost", *(f"{name} {kind}" for name in SETS for kind in TABLES)}
 
     def replace(match: re.Match[str]) -> str:
+        if match[1] not in possible:
+            raise ValueError(f"`--into` names the table {match[1]!r}, which is none of {', '.join(sorted(possible))}")
         if match[1] not in found:
-            raise ValueError(f"`--into` names the table {match[1]!r}, and there are {', '.join(found)}")
+            return match[0]
         return f"<!-- paper: {match[1]} -->\n{found[match[1]]}\n<!-- end -->"
 
     return re.sub(r"<!-- paper: (.*?) -->.*?<!-- end -->", replace, text, flags=re.DOTALL)

@@ -201,13 +201,26 @@ def test_records_of_other_runs_stay_and_of_the_same_are_replaced(runs, tmp_path,
     np.testing.assert_array_equal(kept["sft"][0].rank, runs["sft"][0].rank)
 
 
-def test_tables_go_between_their_marks(runs):
-    text = "a\n<!-- paper: x -->\nold\n<!-- end -->\nb <!-- paper: y --><!-- end -->"
-    filled = paper_tables.filled(text, {"x": "| new |", "y": "1"})
-    assert filled == "a\n<!-- paper: x -->\n| new |\n<!-- end -->\nb <!-- paper: y -->\n1\n<!-- end -->"
-    assert paper_tables.filled(filled, {"x": "| new |", "y": "1"}) == filled
-    with pytest.raises(ValueError, match="names the table 'x'"):
-        paper_tables.filled(text, {})
+def test_tables_go_between_their_marks_and_those_that_nobody_made_stay():
+    text = "a\n<!-- paper: cost -->\nold\n<!-- end -->\nb <!-- paper: industrial sid --><!-- end -->"
+    filled = paper_tables.filled(text, {"cost": "| new |", "industrial sid": "1"})
+    assert filled == (
+        "a\n<!-- paper: cost -->\n| new |\n<!-- end -->\nb <!-- paper: industrial sid -->\n1\n<!-- end -->"
+    )
+    assert paper_tables.filled(filled, {"cost": "| new |", "industrial sid": "1"}) == filled
+    assert paper_tables.filled(filled, {}) == filled
+    with pytest.raises(ValueError, match="names the table 'industrial costs', which is none of cost, industrial acc"):
+        paper_tables.filled("<!-- paper: industrial costs --><!-- end -->", {})
+
+
+def test_the_page_has_a_place_for_every_table_that_is_kept():
+    root = Path(paper_tables.__file__).parent
+    page, kept = (root.parent / "docs" / "results.md").read_text(encoding="utf-8"), [*(root / "records").glob("*.npz")]
+    assert kept
+    for path in kept:
+        runs = paper_tables.load(path.parent, path.stem)
+        made = {f"{path.stem} {kind}": make(runs) for kind, make in paper_tables.TABLES.items() if kind != "accuracy"}
+        assert paper_tables.filled(page, made) == page  # as the records have it
 
 
 def test_figures_are_drawn_of_what_there_is(runs):
