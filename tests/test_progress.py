@@ -75,6 +75,13 @@ def test_rates_and_shares_are_means_over_the_recent_steps():
     assert rows(watch)[0].rest == curve(range(100 - RECENT, 100))
 
 
+@pytest.mark.parametrize(("rate", "shown"), [(0.32, "0.3"), (9.5, "9.5"), (10.0, "10")])
+def test_a_slow_rate_is_not_rounded_away(rate, shown):
+    watch = Watch("update")
+    watch.step(Step({}, ("prompts/s", rate)))
+    assert texts(watch) == [f"prompts/s {shown}"]
+
+
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan)))
 def test_curves(values):
     drawn = curve(values)
@@ -302,7 +309,7 @@ def test_a_log_file_gets_plain_lines(pipeline, tmp_path, monkeypatch, forced):
     assert "\x1b" not in said
     assert "\r" not in said
     assert re.search(
-        r"^rl: 3/3, 0:00:00 left, hit rate \S+, hit rate@1 \S+, prompts/s \d+ \(\d+% rollout, \d+% update\), "
+        r"^rl: 3/3, 0:00:00 left, hit rate \S+, hit rate@1 \S+, prompts/s [\d.]+ \(\d+% rollout, \d+% update\), "
         r"NDCG@10 \S+ at update 2, the best, stale 0 of 5, AUROC \S+ of confidence, \S+ of likelihood$",
         said,
         re.MULTILINE,

@@ -145,7 +145,7 @@ def _step_rows(recent: Sequence[Step], curves: bool) -> Iterator[Row]:
     speed = sum(step.rate[1] for step in recent) / len(recent)
     shares = {part: sum(step.shares[part] for step in recent) / len(recent) for part in recent[-1].shares}
     parts = ", ".join(f"{share:.0%} {part}" for part, share in shares.items())
-    yield Row(name, _number(speed, 0), f"({parts})" if parts else "")
+    yield Row(name, _number(speed, 0 if speed >= 10 else 1), f"({parts})" if parts else "")
 
 
 def _valid_rows(watch: Watch, valid: Validation) -> Iterator[Row]:

@@ -221,8 +221,8 @@ def _paired(runs: list[EvaluatedRun]) -> list[Block]:
         numbers(paired_table(runs), "Paired differences"),
         note(
             f"Mean over the rows of the difference to {runs[0].label}. With it stands its 95% interval, a paired "
-            "bootstrap over users. Where the interval holds 0, these users do not tell the two apart. How much another "
-            "seed of training would change is not in it."
+            f"bootstrap over users. Where the interval holds 0, or fewer than {FEWEST} rows differ, these users do not "
+            "tell the two apart. How much another seed of training would change is not in it."
         ),
     ]
 
