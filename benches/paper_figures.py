@@ -37,18 +37,20 @@ def draw_all(runs: Runs, name: str) -> Iterator[Picture]:
 
 
 def _shown(runs: Runs, arm: str) -> bool:
-    return arm in runs and all(len(curve) > 1 for curve in curves(runs, arm))
+    return arm in runs and all(len(curve) > 1 and 0 in curve for curve in curves(runs, arm))
 
 
 def training(runs: Runs) -> Any:
-    """Draw validation NDCG@10 over updates; bands are 95% intervals over seeds."""
-    figure, axes = axes_of("", "update", "valid NDCG@10", (6.4, 3.6))
+    """Draw how validation NDCG@10 changes over updates; bands are 95% intervals over seeds, which start apart."""
+    figure, axes = axes_of("", "update", "valid NDCG@10, change since SFT", (6.4, 3.6))
     for number, arm in enumerate(CURVES):
         if not _shown(runs, arm):
             continue
         of = curves(runs, arm)
-        steps = sorted(set.intersection(*map(set, of)))
-        means, halves = np.array([student([curve[step] for curve in of]) for step in steps]).T
+        length = min(map(len, of))  # an epoch of sft-continued is a few updates longer or shorter, by seed
+        steps = np.mean([[*curve][:length] for curve in of], axis=0)
+        changes = np.array([[*curve.values()][:length] for curve in of]) - [[curve[0]] for curve in of]
+        means, halves = np.array([student(column.tolist()) for column in changes.T]).T
         axes.plot(steps, means, color=colour_of(number), label=NAMES[arm])
         axes.fill_between(steps, means - halves, means + halves, color=colour_of(number), alpha=0.12, linewidth=0)
     legend(figure, axes)
