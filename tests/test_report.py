@@ -148,7 +148,7 @@ def test_a_confidence_that_is_read_off_the_states_is_called_so(runs, monkeypatch
         "sft (supervised fine-tuning, readout)",
         "rl (UGR, brier confidence)",
     ]
-    assert "likelihoods of valid rows: sft. By the two confidence tokens: rl." in said()
+    assert "fitted to valid rows: sft. By the two confidence tokens: rl." in said()
     assert "ntrained" not in said()
     edit(runs[1] / "eval-test.json", lambda found: found | {"readout": True})
     assert "likelihoods of valid rows: sft, rl." in said()
