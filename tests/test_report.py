@@ -151,7 +151,7 @@ def test_a_confidence_that_is_read_off_the_states_is_called_so(runs, monkeypatch
     assert "fitted to valid rows: sft. By the two confidence tokens: rl." in said()
     assert "ntrained" not in said()
     edit(runs[1] / "eval-test.json", lambda found: found | {"readout": True})
-    assert "likelihoods of valid rows: sft, rl." in said()
+    assert "fitted to valid rows: sft, rl." in said()
     assert "tokens" not in said() + report.FOOTNOTE
 
 
