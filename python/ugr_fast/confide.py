@@ -74,7 +74,7 @@ def confide(config: ConfideConfig) -> dict[str, Any]:
         run.save_readout(readout, {name: getattr(config, name) for name in ("normalize", "precision")})
     say(
         f"{config.run.name}: readout fitted on {len(rows)} valid rows, penalty {fitted.strength:g}; on users left out, "
-        f"log loss {fitted.log_loss[fitted.strength]:.5f}, without the state {fitted.log_loss[LIKELIHOOD_ALONE]:.5f}"
+        f"log loss {fitted.log_loss[fitted.strength]:.5f}, of the likelihood {fitted.log_loss[LIKELIHOOD_ALONE]:.5f}"
     )
     return {"rows": len(rows), **_summary(found, fitted)}
 
