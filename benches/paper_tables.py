@@ -320,8 +320,9 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="Markdown file with marks to fill; figures go beside it")
     args = parser.parse_args()
     sets = {name: runs for name in SETS if (runs := load(args.out, name))}
-    found = {f"{name} {kind}": make(runs) for name, runs in sets.items() for kind, make in TABLES.items()}
-    found |= {f"{name} accuracy": accuracy(runs, load_sasrec(args.out, name)) for name, runs in sets.items()}
+    found = {f"{name} accuracy": accuracy(runs, load_sasrec(args.out, name)) for name, runs in sets.items()}
+    rest = {kind: make for kind, make in TABLES.items() if kind != "accuracy"}
+    found |= {f"{name} {kind}": make(runs) for name, runs in sets.items() for kind, make in rest.items()}
     found["cost"] = cost(sets)
     if args.into is None:
         for name, text in found.items():

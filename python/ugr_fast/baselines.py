@@ -37,6 +37,19 @@ def popularity(train_items: Ints, num_items: int) -> Ints:
     return counts
 
 
+def unit_rows(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(N, dim) rows scaled to length 1, so that products are cosines; a row of zeros stays.
+
+    Example:
+        >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+        array([[0.6, 0.8],
+               [0. , 0. ]], dtype=float32)
+    """
+    wide = embeddings.astype(np.float32)
+    unit: NDArray[np.float32] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
 class Popularity:
     """Recommends the most frequent items of the training split to everybody.
 
@@ -131,8 +144,7 @@ class CosineMarkov:
         popular: float = 0.1,
     ) -> None:
         self.markov = Markov(train, len(embeddings))
-        wide = embeddings.astype(np.float32)
-        self.unit: NDArray[np.float32] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+        self.unit: NDArray[np.float32] = unit_rows(embeddings)
         counts = popularity(train.items, len(embeddings))
         self.bias: NDArray[np.float64] = popular * counts / max(int(counts.max()), 1)
         self.shrink, self.cosine = shrink, cosine

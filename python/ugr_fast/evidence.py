@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ugr_fast.baselines import Markov, popularity
+from ugr_fast.baselines import Markov, popularity, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,8 +71,7 @@ class Evidence:
         if embeddings is not None:
             if embeddings.ndim != 2 or len(embeddings) != num_items:
                 raise ValueError(f"`embeddings` must be ({num_items}, dim), got {embeddings.shape}")
-            wide = embeddings.astype(np.float32)
-            unit = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float16)
+            unit = unit_rows(embeddings).astype(np.float16)
         return cls(markov.following[order], markov.counts[order], markov.offsets, popular, unit)
 
     @property
