@@ -125,6 +125,18 @@ def test_runs_are_named_in_words(tmp_path, settings, words):
     assert rows[-1][6].endswith("†") == (settings.get("confidence") == "none")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": None, "lora": 0}, "supervised fine-tuning"),
+        ({"model": "models/smollm2", "lora": 16}, "supervised fine-tuning of smollm2, lora 16"),
+        ({"model": "models/smollm2/"}, "supervised fine-tuning of smollm2"),
+    ],
+)
+def test_a_fine_tuned_language_model_is_named(tmp_path, settings, words):
+    assert report.table([make_run(tmp_path / "x", "sft", **settings)])[-1][0] == f"x ({words})"
+
+
 def test_a_run_that_never_got_better_than_its_start_says_so(runs):
     edit(runs[1] / "eval-test.json", lambda found: found | {"step": 0, "trained": False, "signal": "likelihood"})
     assert report.table(runs)[-1][6].endswith("†")  # the confidence tokens of update 0 are untrained

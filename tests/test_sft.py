@@ -128,6 +128,13 @@ def test_the_average_follows_the_weights_with_the_stated_decay():
     assert Learner.make(model, 1e-2, 0.0).used is model
 
 
+@pytest.mark.parametrize(("given", "smoothing"), [({}, 0.1), ({"model": Path("some")}, 0.0)])
+def test_labels_are_smoothed_over_semantic_ids_and_not_over_words(given, smoothing):
+    assert sft.smoothing_of(config(**given)) == smoothing
+    assert sft.smoothing_of(config(label_smoothing=0.25, **given)) == 0.25
+    assert sft.smoothing_of(config(label_smoothing=0.0, **given)) == 0.0
+
+
 def test_fine_tuning_learns_a_rule():
     """Item i is always followed by i + 1: the loss falls close to zero and the next item is ranked first."""
     from ugr_fast.recommend import rank

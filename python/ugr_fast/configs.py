@@ -139,8 +139,9 @@ class SftConfig:
     """Weight decay of matrices."""
     clip_grad: float = 1.0
     """Largest gradient norm."""
-    label_smoothing: float = 0.1
-    """Share of the target's probability that the loss spreads over the vocabulary."""
+    label_smoothing: float | None = None
+    """Share of the target's probability that the loss spreads over the vocabulary, by default 0.1 for the small decoder
+    and 0 for a given model, whose vocabulary is mostly words."""
     warm_start: float = 1.0
     """Start the small decoder's tokens from where their codes lie among the item embeddings, scaled by this; 0 starts
     from noise, as does a folder of semantic IDs made without embeddings."""

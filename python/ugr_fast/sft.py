@@ -224,6 +224,11 @@ def make_learner(config: SftConfig, model: Any, team: Team) -> Learner:
     return Learner.make(model, lr, config.weight_decay, muon_lr=muon_lr, average=average, team=team)
 
 
+def smoothing_of(config: SftConfig) -> float:
+    """Return the label smoothing: a given model's would go to words that are no part of a semantic ID."""
+    return (0.1 if config.model is None else 0.0) if config.label_smoothing is None else config.label_smoothing
+
+
 def collate(catalogue: Catalogue, windows: data.Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return right-padded tokens (B, T) of the windows at `rows`, and targets (B, T): IGNORE where there is no loss.
 
@@ -288,7 +293,7 @@ def backward(config: SftConfig, learner: Learner, tokens: torch.Tensor, targets:
         part = (targets[some] != IGNORE).sum().item() / count
         with recomputed(learner.model, when=config.recompute):
             with autocast(device, config.precision):
-                loss = loss_of(learner.model, tokens[some].to(device), targets[some].to(device), config.label_smoothing)
+                loss = loss_of(learner.model, tokens[some].to(device), targets[some].to(device), smoothing_of(config))
             (loss * part).backward()  # type: ignore[no-untyped-call]
         mean += loss.item() * part
     return learner.team.total(mean)

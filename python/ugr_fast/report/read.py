@@ -207,7 +207,9 @@ def _rows_seen(run: EvaluatedRun) -> tuple[Any, ...]:
 def _describe(command: str, settings: dict[str, Any]) -> str:
     """Return in words what a command with these settings trains."""
     if command != "rl":
-        return "supervised fine-tuning"
+        of = f" of {Path(str(settings['model'])).name}" if settings.get("model") else ""
+        lora = [f"lora {settings['lora']}"] if settings.get("lora") else []
+        return ", ".join([f"supervised fine-tuning{of}", *lora])
     reward, difficulty, confidence = (settings.get(key) for key in ("reward", "difficulty", "confidence"))
     known = {field.name: field.default for field in fields(RlConfig)}
     more = [f"{name} {settings[name]}" for name in TOLD if settings.get(name, known[name]) != known[name]]
