@@ -11,8 +11,9 @@ package. Every step is one command of the CLI, in a process and a log of its own
 at a time. Stopped and repeated, it goes on where it was. What a step cost stands in costs.json of its run. Everything
 is tuned on valid; the test split is read once per run, by its `eval`.
 
-A run is OUT/SET/ARM-SEED. All arms of a seed begin with the same fine-tuned model and are updated equally often, those
-of RL on the same prompts in the same order.
+A run is OUT/SET/ARM-SEED. All arms of a seed begin with the same fine-tuned model and, but for those named long, are
+trained for equally many updates, those of RL on the same prompts in the same order; what is measured is the checkpoint
+that validation chose of them, and in arms named last the last one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ugr_fast.files import new_folder, write_json
 Flags = dict[str, str]
 
 UPDATES, BEAMS, HISTORY = 150, 20, 10
+LONG = {"updates": "600", "eval-every": "100"}
 GRPO = {"reward": "match", "difficulty": "none", "confidence": "none"}
 RL: dict[str, Flags] = {
     "grpo": GRPO,
@@ -53,12 +55,19 @@ RL: dict[str, Flags] = {
     "ugr-allowed": {"normalize": "allowed"},
     "ugr-stochastic": {"normalize": "allowed", "rollout": "stochastic"},
     "ugr-similar": {"reward": "uncertainty_weighted + 0.3*similarity"},
+    "ugr-slow": {"lr": "3e-5"},
+    "ugr-swift": {"lr": "3e-4"},
+    "grpo-long": {**GRPO, **LONG},
+    "ugr-long": LONG,
 }
-"""What differs from UGR as released."""
+"""What differs from UGR as released; the last four ask whether its settings are why it does not gain."""
 CONFIDE: dict[str, Flags] = {"-readout": {"no-evidence": ""}, "-evidence": {}}
 """Endings of arms that are another with a readout: of its states alone, and of the evidence of the data too."""
 CONFIDENT = tuple(f"{arm}{kind}" for kind in CONFIDE for arm in ("sft", "ugr"))
 MAIN = ("sft", "sft-continued", "grpo", "ranking", "ugr", *CONFIDENT)
+LAST = "-last"
+"""Ending of arms that are another at its last update, where that one is measured at its best by validation."""
+LASTS = tuple(f"{arm}{LAST}" for arm in ("grpo", "ranking", "ugr"))
 REST = tuple(name for name in RL if name not in MAIN)
 FEWER = ("sft", "grpo", "ugr", "sft-evidence", "ugr-evidence")
 
@@ -91,8 +100,8 @@ MOVIELENS = {"source": "cooccurrence", "codes": "64"}
 SMALL = {"hidden": "128", "dropout": "0.2", "epochs": "14", "valid-rows": "1500"}
 LARGE = {"epochs": "14", "valid-rows": "1500"}
 SETS = {
-    "industrial": Set("industrial", INDUSTRIAL, 5350, arms(5, 3), SMALL),
-    "scientific": Set("scientific", SCIENTIFIC, 8317, arms(5), SMALL),
+    "industrial": Set("industrial", INDUSTRIAL, 5350, {**arms(5, 3), **arms(5, names=LASTS)}, SMALL),
+    "scientific": Set("scientific", SCIENTIFIC, 8317, {**arms(5), **arms(5, names=LASTS)}, SMALL),
     "industrial-256": Set("industrial", INDUSTRIAL, 5350, arms(3, names=FEWER), LARGE),
     "movielens": Set("", MOVIELENS, 943, arms(3), {"epochs": "5", "hidden": "128", "dropout": "0.2"}),
 }
@@ -217,17 +226,26 @@ def run_steps(place: Place, each: Set, arm: str, seed: int) -> Iterator[Step]:
     if kind := readout_of(arm):
         of, known = out / f"{arm.removesuffix(kind)}-{seed}", place.embeddings if kind == "-evidence" else {}
         yield Step(folder, "confide", ("confide", *flags({**found, **CONFIDE[kind], **known})), (of,), copies=of)
-    else:
+    elif arm not in LASTS:
         start = out / f"sft-{seed}"
         needs = (out / "sids",) if arm == "sft" else (out / "sids", start)
         yield Step(folder, "train", training(place, each, arm, seed), needs)
     measured = {**found, **place.embeddings, "num-beams": str(BEAMS)}
-    yield Step(folder, "eval", ("eval", *flags(measured)))
+    if arm in LASTS:
+        of = out / f"{arm.removesuffix(LAST)}-{seed}"
+        yield Step(folder, "eval", ("eval", *flags({**measured, "checkpoint": "last"})), (of,), copies=of)
+    else:
+        yield Step(folder, "eval", ("eval", *flags(measured)))
 
 
 def readout_of(arm: str) -> str:
     """Return the ending in CONFIDE of an arm; "" for one whose confidence, if any, is that of the two tokens."""
     return next((kind for kind in CONFIDE if arm.endswith(kind)), "")
+
+
+def trains(arm: str) -> bool:
+    """Whether an arm trains a model, and does not say more of one that another has trained."""
+    return not readout_of(arm) and arm not in LASTS
 
 
 def training(place: Place, each: Set, arm: str, seed: int) -> tuple[str, ...]:

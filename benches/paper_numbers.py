@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from paper_records import Runs
+from paper_records import Runs, refuse_other_users
 from ugr_fast import decisions
 
 Floats = NDArray[np.float64]
@@ -17,6 +17,9 @@ NAMES = {
     "grpo": "GRPO 0/1",
     "ranking": "ranking reward",
     "ugr": "UGR as released",
+    "grpo-last": "GRPO 0/1, last update",
+    "ranking-last": "ranking reward, last update",
+    "ugr-last": "UGR as released, last update",
     "ugr-reward": "… its reward alone",
     "ugr-weight": "… its weight alone",
     "ugr-confidence": "… its confidence alone",
@@ -26,6 +29,10 @@ NAMES = {
     "ugr-allowed": "UGR, over allowed tokens",
     "ugr-stochastic": "UGR, stochastic beams",
     "ugr-similar": "UGR + .3 similarity",
+    "ugr-slow": "UGR, learning rate 3·10⁻⁵",
+    "ugr-swift": "UGR, learning rate 3·10⁻⁴",
+    "grpo-long": "GRPO 0/1, 600 updates",
+    "ugr-long": "UGR, 600 updates",
     "sft-readout": "SFT + readout of states",
     "ugr-readout": "UGR + readout of states",
     "sft-evidence": "SFT + readout with evidence",
@@ -51,8 +58,13 @@ def student(values: Sequence[float]) -> tuple[float, float]:
 def difference(
     runs: Runs, arm: str, other: str, measure: Callable[[NDArray[np.int64]], Floats] = decisions.ndcg
 ) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Return the mean difference of a measure to another arm, its interval over users, and its interval over seeds."""
+    """Return the mean difference of a measure to another arm, its interval over users, and its interval over seeds.
+
+    Raises:
+        ValueError: runs of other users, or of other rows of them.
+    """
     shared = sorted(runs[arm].keys() & runs[other].keys())
+    refuse_other_users([runs[name][seed] for name in (arm, other) for seed in shared])
     rows = np.stack([measure(runs[arm][seed].rank) - measure(runs[other][seed].rank) for seed in shared])
     users = decisions.Bootstrap(runs[arm][shared[0]].users)
     [[_, low, high]] = users.means(rows.mean(0)[None])

@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,19 @@ def load(out: Path) -> Runs:
 # ---- kept
 
 
+def refuse_other_users(runs: Sequence[Record]) -> None:
+    """Refuse runs that were not measured on rows of the same users."""
+    if any(not np.array_equal(run.users, runs[0].users) for run in runs):
+        raise ValueError("`runs` must be of the same users, and some were evaluated on other data; keep those apart")
+
+
 def write(folder: Path, name: str, runs: Runs) -> None:
-    """Keep the runs of a set as NAME.json and NAME.npz."""
+    """Keep the runs of a set as NAME.json and NAME.npz.
+
+    Raises:
+        ValueError: runs of other users.
+    """
+    refuse_other_users([run for of in runs.values() for run in of.values()])
     numbers, places = {}, {}
     for arm, of in sorted(runs.items()):
         for seed, run in sorted(of.items()):

@@ -23,12 +23,13 @@ import numpy as np
 import paper_figures
 import paper_records
 from numpy.typing import NDArray
-from paper import SETS, readout_of
+from paper import SETS, readout_of, trains
 from paper_numbers import NAMES, curves, difference, student
 from paper_records import Runs
 from ugr_fast import decisions
 
 Floats = NDArray[np.float64]
+SOURCES = ("confidence", "likelihood")
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
 
 
@@ -55,10 +56,10 @@ def short(value: float, digits: int = 4, sign: bool = False) -> str:
     return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", "−")
 
 
-def spread(values: Sequence[float], digits: int = 4) -> str:
-    """Write "mean ± half"."""
-    mean, half = student(values)
-    return short(mean, digits) + (f" ± {short(half, digits)}" if half == half else "")
+def spread(values: Sequence[float | None], digits: int = 4, sign: bool = False) -> str:
+    """Write "mean ± half"; nothing where a value is undefined."""
+    mean, half = student([math.nan if value is None else value for value in values])
+    return short(mean, digits, sign) + (f" ± {short(half, digits)}" if half == half else "")
 
 
 def between(low: float, high: float, digits: int = 4) -> str:
@@ -119,7 +120,7 @@ def semantic(runs: Runs) -> str:
     """HR and NDCG at SID level, where items that share their codes count as one."""
 
     def rows() -> Iterator[list[str]]:
-        for arm, of in ((arm, of) for arm, of in runs.items() if not readout_of(arm)):
+        for arm, of in ((arm, of) for arm, of in runs.items() if trains(arm)):
             found = [run.test["ranking"] for run in of.values()]
             yield [NAMES[arm], *(spread([each[f"sid_{kind}@{k}"] for each in found]) for kind, k in COLUMNS)]
 
@@ -154,7 +155,7 @@ def training(runs: Runs) -> str:
     def rows() -> Iterator[list[str]]:
         for arm, of in runs.items():
             found = curves(runs, arm)
-            if readout_of(arm) or any(0 not in curve for curve in found):
+            if not trains(arm) or any(0 not in curve for curve in found):
                 continue
             change = [curve[max(curve)] - curve[0] for curve in found]
             logged = [[run.logged.get(name, math.nan) for run in of.values()] for name in SEEN]
@@ -163,7 +164,8 @@ def training(runs: Runs) -> str:
                 spread([curve[0] for curve in found]),
                 spread([max(value for step, value in curve.items() if step) for curve in found]),
                 spread([curve[max(curve)] for curve in found]),
-                f"{short(student(change)[0], sign=True)} ± {short(student(change)[1])}",
+                spread(change, sign=True),
+                f"{np.mean([run.test['step'] for run in of.values()]):.0f}",
                 *(short(float(np.mean(values)), 2) for values in logged),
             ]
 
@@ -174,6 +176,7 @@ def training(runs: Runs) -> str:
             "best",
             "end",
             "end − start",
+            "measured at",
             "groups without advantage",
             "entropy",
             "groups with a hit",
@@ -187,7 +190,7 @@ def confidence(runs: Runs) -> str:
 
     def rows() -> Iterator[list[str]]:
         for arm, of in runs.items():
-            for source in ("confidence", "likelihood"):
+            for source in SOURCES:
                 if source == "confidence" and not any(run.test["trained"] for run in of.values()):
                     continue
                 levels = [run.test[source]["user"] for run in of.values()]
@@ -209,11 +212,9 @@ def aurc_difference(runs: Runs) -> str:
         for arm, of in runs.items():
             if not all(run.test["trained"] for run in of.values()):
                 continue
-            values = [
-                run.test["confidence"]["user"]["before"]["aurc"] - run.test["likelihood"]["user"]["before"]["aurc"]
-                for run in of.values()
-            ]
-            mean, half = student(values)
+            levels = [[run.test[source]["user"]["before"]["aurc"] for source in SOURCES] for run in of.values()]
+            said, likely = np.array(levels, np.float64).T  # None becomes NaN
+            mean, half = student((said - likely).tolist())
             yield [NAMES[arm], short(mean, 4, True), between(mean - half, mean + half) if half == half else ""]
 
     return table(["AURC, confidence − likelihood", "mean", "seeds"], rows())
@@ -228,8 +229,8 @@ def acting(runs: Runs) -> str:
                 continue
             found = [run.test["decisions"] for run in of.values()]
             gain = [each["rerank"]["confidence"]["gain"][0] for each in found]
-            cells = [f"{short(student(gain)[0], sign=True)} ± {short(student(gain)[1])}"]
-            for source in ("confidence", "likelihood"):
+            cells = [spread(gain, sign=True)]
+            for source in SOURCES:
                 at = [each["reject"]["coverage"].index(0.2) for each in found]
                 cells.append(
                     spread(
@@ -263,20 +264,24 @@ def promises(runs: Runs) -> str:
             of = [run.test["promises"] for run in runs.get(arm, {}).values()]
             for rule in zip(*of, strict=True):
                 given = [each for each in rule if each["threshold"] is not None]
-                if len(given) < len(rule):
+                if not given:
                     continue
-                risks = [each["realised"]["risk"] for each in given]
+                asked = rule[0]["max_risk"]
+                risks = [each["realised"]["risk"] for each in given if each["realised"]["risk"] is not None]
                 yield [
                     NAMES[arm],
-                    f"{rule[0]['max_risk']:g}",
+                    f"{asked:g}",
                     str(rule[0]["k"]),
+                    f"{len(given)} of {len(rule)}",
                     f"{np.mean([each['calibration']['share'] for each in given]):.0%}",
                     short(float(np.mean([each["calibration"]["risk"] for each in given])), 3),
                     spread(risks, 3),
-                    f"{sum(risk > each['max_risk'] for risk, each in zip(risks, given, strict=True))} of {len(given)}",
+                    f"{sum(risk > asked for risk in risks)} of {len(risks)}",
                 ]
 
-    return table(["", "risk asked", "k", "answered", "risk on valid", "realised on test", "above"], rows())
+    return table(
+        ["", "risk asked", "k", "promised by", "answered", "risk on valid", "realised on test", "above"], rows()
+    )
 
 
 def cost(sets: dict[str, Runs]) -> str:

@@ -58,6 +58,15 @@ def test_cosine_markov_equals_its_formula(lists, last, seed):
     assert ranked.tolist() == sorted(range(NUM_ITEMS), key=lambda item: (-scores[item], item))
 
 
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-60, 1.0, 2.0**60, 2.0**100])
+def test_unit_rows_do_not_depend_on_lengths(scale):
+    rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_array_equal(baselines.unit_rows(rows * np.float32(scale)), expected)
+    mixed = np.array([[scale, 0], [0, 0], [0, -1]])
+    np.testing.assert_array_equal(baselines.unit_rows(mixed), np.sign(mixed))
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"`train_items` must lie in 0\.\.2, got 3"):
         baselines.popularity(np.array([0, 3]), 3)

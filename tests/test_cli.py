@@ -369,6 +369,11 @@ def save(path, array):
     [
         (np.full((40, 4), np.nan), r"e.npy holds NaN or infinity in row 0 .*; give finite numbers"),
         (
+            np.full((40, 4), 1e200),
+            r"e.npy holds NaN or infinity in row 0 .*; give finite numbers that float32 can hold",
+        ),
+        (np.zeros((40, 4)), "e.npy holds zeros alone, which tell no item from another; give embeddings"),
+        (
             np.ones((39, 4)),
             r"e.npy must hold a floating-point array \(40, dim\), a row per item, got float64 \(39, 4\)",
         ),

@@ -17,10 +17,12 @@ from pipeline import call, snapshot  # noqa: E402
 from test_cli import damage, edited, other_items, refused  # noqa: E402
 from test_evaluate import retrain  # noqa: E402
 from test_recommend import colliding  # noqa: E402
+from ugr_fast import confide as confiding  # noqa: E402
 from ugr_fast import data, decisions, demo  # noqa: E402
+from ugr_fast import evaluate as evaluating  # noqa: E402
 from ugr_fast.confide import candidates  # noqa: E402
 from ugr_fast.confidence import Confidence  # noqa: E402
-from ugr_fast.configs import ConfideConfig, DemoConfig  # noqa: E402
+from ugr_fast.configs import ConfideConfig, DemoConfig, EvalConfig  # noqa: E402
 from ugr_fast.decisions import read_outcomes  # noqa: E402
 from ugr_fast.decode import beam_search  # noqa: E402
 from ugr_fast.evidence import Evidence  # noqa: E402
@@ -268,7 +270,7 @@ def test_the_last_checkpoint_has_none_of_the_best(pipeline, confided, tmp_path):
     best = Run.open(run).model_folder().parent
     shutil.copytree(best, best.with_name("step-00000099"))
     opened = Run.open(run)
-    assert opened.load_readout("last") is None
+    assert opened.load_readout(opened.checkpoint_of("last", readout=False)) is None
     assert opened.load_readout()[0]["step"] == opened.checkpoint_of()["step"] < 99
     assert not evaluate(run, pipeline.data, "--checkpoint", "last")["readout"]
     assert evaluate(run, pipeline.data)["readout"]
@@ -319,13 +321,79 @@ def test_recommend_can_order_by_it(pipeline, confided):
     assert (np.diff(worth, axis=1) <= 1e-6).all()
     assert not np.array_equal(plain.items, found.items)
     np.testing.assert_array_equal(np.sort(plain.items), np.sort(found.items))
-    np.testing.assert_array_equal(found.first, found.calibrated[:, 0])
+    said = {"confidence": found.confidence, "likelihood": np.exp(found.scores)}[known.confidence.choices.signal][:, 0]
+    np.testing.assert_allclose(found.first, known.confidence.choices.user["reranked"](said))
+    sure = np.median(found.first)
+    kept = known(rows, k=10, rerank=True, min_confidence=sure)
+    np.testing.assert_array_equal(kept.abstained, found.first < sure)
     expected = decisions.reranked(outcomes, outcomes.said("confidence"), 3.0)
     wanted = zip(found.items.tolist(), dataset.test.item.tolist(), strict=True)
     ranks = [items.index(item) if item in items else -1 for items, item in wanted]
     assert np.mean(np.array(ranks) == expected) > 0.95  # but for ties that rounding breaks
     done = call("recommend", "--run", confided, "--history", HISTORY, "--rerank", "--json")
     assert done.code == 0, done.err
+
+
+def test_choices_see_what_is_said_of_users_by_the_fit_that_left_them_out(pipeline, confided):
+    known, rows = Recommender.load(confided, "cpu"), data.load(pipeline.data).valid
+    told = read_outcomes(confided / "confidence.safetensors")[1]
+    fold = known.readout.left_out.fold_of(rows.user)
+    choosing, testing = decisions.halves(rows.user)
+    assert (fold[choosing] >= 0).all()
+    assert (fold[testing] == -1).all()
+    search = {"num_beams": 10, "normalize": "full", "states": True}
+    histories = [rows.history(row) for row in range(len(rows))]
+    found = rank(known.model, known.catalogue, histories, evidence=known.readout.evidence, **search)
+    states, scores = torch.from_numpy(found.states), torch.from_numpy(found.scores)
+    fits = known.readout.left_out
+    for row, part in enumerate(fold.tolist()):
+        one = Readout(fits.weight[part], fits.slope[part].item(), fits.bias[part].item())
+        reads = known.readout if part < 0 else one
+        said = reads(states[row], scores[row]).sigmoid().numpy()
+        np.testing.assert_allclose(told.confidence[row], said, rtol=1e-3, atol=1e-6)
+    plain = rank(known.model, known.catalogue, histories, num_beams=10, readout=known.readout)
+    np.testing.assert_allclose(told.confidence[testing], plain.confidence[testing], rtol=1e-4)
+    assert not np.isclose(told.confidence[choosing], plain.confidence[choosing], rtol=1e-4).all()
+
+
+def better_meanwhile(run, monkeypatch, of, name):
+    """Let a training find a better checkpoint when `of.name` is first called."""
+    real, best = getattr(of, name), Run.open(run).model_folder().parent
+
+    def beside(*args, **kwargs):
+        if not best.with_name("step-00000099").exists():
+            shutil.copytree(best, best.with_name("step-00000099"))
+            found = json.loads((run / "best.json").read_text())
+            (run / "best.json").write_text(json.dumps({**found, "step": 99}))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(of, name, beside)
+
+
+def test_a_readout_is_of_the_model_that_it_was_fitted_to(pipeline, run, monkeypatch):
+    step = Run.open(run).checkpoint_of()["step"]
+    better_meanwhile(run, monkeypatch, confiding, "fit")
+    confiding.confide(ConfideConfig(run=run, data=pipeline.data, threads=1, device="cpu"))
+    assert Run.open(run).checkpoint_of()["step"] == 99
+    assert read_readout(run / READOUT)[0]["step"] == step
+    assert Run.open(run).load_readout() is None
+
+
+def test_an_evaluation_is_of_the_model_that_it_ranked_with(pipeline, run, monkeypatch):
+    step = Run.open(run).checkpoint_of()["step"]
+    before = (run / "confidence.json").read_bytes()
+    better_meanwhile(run, monkeypatch, evaluating, "outcomes_of")
+    found = evaluating.evaluate(EvalConfig(run=run, data=pipeline.data, num_beams=10, threads=1, device="cpu"))
+    assert (found["step"], found["how"]["step"]) == (step, step)
+    assert (run / "confidence.json").read_bytes() == before  # `recommend` takes the best one, which this is no longer
+
+
+def test_a_recommender_is_of_one_checkpoint(run, monkeypatch):
+    better_meanwhile(run, monkeypatch, Run, "load_catalogue")
+    known, wanted = Recommender.load(run, "cpu"), Run.open(run)
+    assert wanted.checkpoint_of()["step"] == 99
+    assert known.confidence is None
+    assert "is not of step 99, the best one" in known.uncalibrated
 
 
 # ---- what is refused

@@ -130,6 +130,23 @@ def test_choices_survive_json_bit_for_bit():
     assert again.to_json() == choices.to_json()
 
 
+def test_the_first_of_re_ranked_lists_is_calibrated_by_itself():
+    """What a partly random confidence puts first is neither as likely as any entry nor as the first of the search."""
+
+    def noisy(seed):
+        base = world(n=20_000, seed=seed, confidence="knows")
+        noise, kept = np.random.default_rng(seed).random((2, *base.scores.shape))
+        return Outcomes(base.scores, np.where(kept < 0.8, base.confidence, noise).astype(np.float32), base.rank)
+
+    told, choices = noisy(1), decisions.choose(noisy(0), method="isotonic")
+    assert choices.signal == "confidence"
+    order = decisions.reordered(told, told.said("confidence"), choices.weight["confidence"])[:, :1]
+    said, hits = (np.take_along_axis(x, order, 1)[:, 0] for x in (told.said("confidence"), told.hits))
+    assert choices.user["reranked"](said).mean() == pytest.approx(hits.mean(), abs=0.01)
+    for other in (choices.user, choices.candidate):
+        assert abs(other["confidence"](said).mean() - hits.mean()) > 0.03
+
+
 @pytest.mark.parametrize("method", ["temperature", "platt", "beta", "isotonic", "histogram"])
 def test_few_rows_without_a_hit_do_not_show_that_none_will_come(method):
     base = world(n=30)
@@ -156,6 +173,7 @@ def test_halves_are_a_partition(n):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda v: v["user"].pop("reranked"), "`values` must be what `Choices.to_json` returns"),
         (lambda v: v.pop("user"), "`values` must be what `Choices.to_json` returns"),
         (lambda v: v.update(signal="charm"), "`values` must name sources and aggregates, got 'charm'"),
         (lambda v: v["aggregate"].update(confidence="median"), "`values` must name sources and aggregates"),

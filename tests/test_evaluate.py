@@ -21,9 +21,10 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from test_confidence import HISTORY  # noqa: E402
 from test_decisions import world  # noqa: E402
 from test_report import edit  # noqa: E402
-from ugr_fast import decisions, report  # noqa: E402
+from ugr_fast import data, decisions, report  # noqa: E402
 from ugr_fast.confidence import Confidence  # noqa: E402
 from ugr_fast.decisions import Bootstrap, Outcomes, read_outcomes, write_outcomes  # noqa: E402
+from ugr_fast.evaluate import baseline_metrics  # noqa: E402
 from ugr_fast.files import write_checksums  # noqa: E402
 from ugr_fast.report import comparison  # noqa: E402
 from ugr_fast.report.read import read_runs  # noqa: E402
@@ -242,6 +243,18 @@ def test_a_list_is_no_way_to_rank(run):
 
 
 # ---- injection
+
+
+@pytest.mark.parametrize("num_items", [2, 9, 12])
+def test_baselines_of_a_catalogue_of_few_items(num_items):
+    """The target, item 1, follows the last item; there may be fewer items than metrics look at."""
+    train = data.Sequences(np.array([0, 4]), np.array([0, 1, 0, 1]), np.array([0]))
+    counts, rows = np.bincount(train.items, minlength=num_items), data.Rows.of([[0], [1, 0]], [1, 1])
+    found = baseline_metrics(train, counts, rows, np.eye(num_items))
+    for of in found.values():
+        assert of["hr@10"] == 1
+        assert of["coverage@10"] == min(10, num_items) / num_items
+    assert found["markov"]["ndcg@1"] == 1
 
 
 def test_a_user_is_a_number(tmp_path):

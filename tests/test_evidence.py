@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from test_baselines import ITEMS, LISTS, NUM_ITEMS, as_sequences
 from ugr_fast.evidence import COMPARED, COUNTED, Evidence
 
+CODES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=NUM_ITEMS, max_size=NUM_ITEMS)
+APART = [(0, item) for item in range(NUM_ITEMS)]
 HISTORIES = st.lists(st.lists(ITEMS, min_size=1, max_size=5), min_size=1, max_size=4)
 
 
@@ -20,28 +22,51 @@ def texts(seed, dim=3):
     return embeddings
 
 
-def slowly(lists, embeddings, history, item):
+def direction(vectors):
+    total = np.sum([vector / max(np.linalg.norm(vector), 1e-12) for vector in vectors], axis=0)
+    return total / max(np.linalg.norm(total), 1e-12)
+
+
+def slowly(lists, embeddings, codes, history, item):
     """What is said of one candidate, feature by feature."""
     if item < 0:
         return [0.0] * 6
-    followed = sum((a, b) == (history[-1], item) for sequence in lists for a, b in pairwise(sequence))
-    norms = np.maximum(np.linalg.norm(embeddings, axis=1), 1e-12)
-    unit = embeddings / norms[:, None]
+    named = [[other for other in range(NUM_ITEMS) if codes[other] == code] for code in codes]
+    followed = sum(a == history[-1] and b in named[item] for sequence in lists for a, b in pairwise(sequence))
+    unit = [direction([embeddings[other] for other in of]) for of in named]
     alike = [float(unit[past] @ unit[item]) for past in history]
-    counted = [np.log1p(followed), np.log1p([*chain(*lists)].count(item)), float(item in history)]
+    occurs = sum(other in named[item] for other in chain(*lists))
+    counted = [np.log1p(followed), np.log1p(occurs), float(any(past in named[item] for past in history))]
     return [*counted, alike[-1], np.mean(alike), max(alike)]
 
 
-@given(LISTS, HISTORIES, st.integers(0, 9), st.data())
-def test_every_feature_is_what_it_says(lists, histories, seed, draw):
+@given(LISTS, HISTORIES, st.integers(0, 9), CODES | st.just(APART), st.data())
+def test_every_feature_is_what_it_says(lists, histories, seed, codes, draw):
     count = len(histories)
     items = np.array(draw.draw(st.lists(st.lists(st.integers(-1, NUM_ITEMS - 1), min_size=3, max_size=3),
                                         min_size=count, max_size=count)))  # fmt: skip
     embeddings = texts(seed)
-    found = Evidence.build(as_sequences(lists), NUM_ITEMS, embeddings)(histories, items)
-    expected = [[slowly(lists, embeddings, h, item) for item in row] for h, row in zip(histories, items, strict=True)]
+    found = Evidence.build(as_sequences(lists), NUM_ITEMS, embeddings, np.array(codes))(histories, items)
+    expected = [
+        [slowly(lists, embeddings, codes, h, item) for item in row] for h, row in zip(histories, items, strict=True)
+    ]
     np.testing.assert_allclose(found, expected, atol=2e-3)  # lengths of 1 in float16
     np.testing.assert_allclose(found[..., :3], np.array(expected)[..., :3], rtol=1e-15)
+
+
+@given(LISTS, HISTORIES, CODES)
+def test_items_of_one_semantic_id_are_said_the_same_of(lists, histories, codes):
+    items = np.tile(np.arange(NUM_ITEMS), (len(histories), 1))
+    found = Evidence.build(as_sequences(lists), NUM_ITEMS, texts(3), np.array(codes))(histories, items)
+    for item, code in enumerate(codes):
+        np.testing.assert_array_equal(found[:, item], found[:, codes.index(code)])
+
+
+def test_without_codes_each_item_has_its_own():
+    train = as_sequences([[0, 1, 2, 3], [1, 2]])
+    one, other = (Evidence.build(train, NUM_ITEMS, texts(5), codes) for codes in (None, np.array(APART)))
+    for name, array in one.to_arrays().items():
+        np.testing.assert_array_equal(array, other.to_arrays()[name])
 
 
 @given(LISTS, HISTORIES)
@@ -73,6 +98,30 @@ def test_what_does_not_fit_the_catalogue_is_refused():
     for wrong in (np.zeros((7, 2)), np.zeros(NUM_ITEMS)):
         with pytest.raises(ValueError, match=r"`embeddings` must be \(8, dim\), got"):
             Evidence.build(train, NUM_ITEMS, wrong)
+    with pytest.raises(ValueError, match=r"`codes` must be \(8, L\), got \(7, 2\)"):
+        Evidence.build(train, NUM_ITEMS, codes=np.zeros((7, 2), np.int64))
+    with pytest.raises(ValueError, match="`unit` must be finite"):
+        Evidence.build(train, NUM_ITEMS, np.full((NUM_ITEMS, 2), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("histories", "items", "message"),
+    [
+        ([[0], []], [[1], [1]], "`histories` must each name at least one item, and that of row 1 is empty"),
+        ([[NUM_ITEMS]], [[1]], r"`histories` must lie in 0\.\.7, got 8\.\.8"),
+        ([[0, -1]], [[1]], r"`histories` must lie in 0\.\.7, got -1\.\.0"),
+        ([[0]], [[1, NUM_ITEMS]], r"`items` must lie in 0\.\.7, got 1\.\.8"),
+    ],
+)
+def test_what_is_no_item_is_refused(histories, items, message):
+    with pytest.raises(ValueError, match=message):
+        Evidence.build(as_sequences([[0, 1]]), NUM_ITEMS, texts(1))(histories, np.array(items))
+
+
+def test_nobody_is_said_nothing():
+    for embeddings in (None, texts(1)):
+        evidence = Evidence.build(as_sequences([[0, 1]]), NUM_ITEMS, embeddings)
+        assert evidence([], np.zeros((0, 3), np.int64)).shape == (0, 3, len(evidence.names))
 
 
 @pytest.mark.parametrize("embeddings", [None, texts(2)])
@@ -99,6 +148,10 @@ def test_arrays_come_back(embeddings):
         ({"counts": np.array([1, 0])}, "`counts` be 1 or more"),
         ({"popularity": np.array([1, 1, -1])}, "`popularity` 0 or more"),
         ({"offsets": np.array([0, 2, 2, 2]), "followers": np.array([1, 1])}, "`followers` must ascend"),
+        ({"same": np.array([0, 1])}, "`same` must name one of 3 items for each"),
+        ({"same": np.array([0, 1, 3])}, "`same` must name one of 3"),
+        ({"same": np.array([0, 0, 1])}, "`same` must name .* the lowest of its semantic ID"),
+        ({"same": np.array([0, -1, 2])}, "`same` must name one of 3"),
         ({"unit": np.zeros((3, 2))}, r"`unit` must be float16 of \(3, dim\)"),
         ({"unit": np.zeros((2, 2), np.float16)}, r"`unit` must be float16 of \(3, dim\)"),
         ({"unit": np.full((3, 2), np.nan, np.float16)}, "`unit` must be finite"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_every_step_is_a_command_with_settings_that_hold_and_comes_after_what_it
     assert {step.folder.name for step in todo if step.folder.parent.name == "first" and step.name == "eval"} == {
         *(f"{arm}-{seed}" for arm in paper.MAIN for seed in (0, 1)), *(f"{arm}-0" for arm in paper.REST)
     }  # fmt: skip
+
+
+def test_the_last_update_is_measured_on_a_copy_of_its_run(sources, tmp_path):
+    each = paper.Set("first", paper.INDUSTRIAL, 100, paper.arms(1, names=("sft", "ugr", "ugr-last")))
+    todo = paper.steps(tmp_path / "out", sources, {"first": each})
+    *_, last = todo
+    assert [step.folder.name for step in todo].count("ugr-last-0") == 1
+    assert (last.name, last.copies.name) == ("eval", "ugr-0")
+    assert last.command[-2:] == ("--checkpoint", "last")
+    assert [arm for arm in paper_numbers.NAMES if not paper.trains(arm)] == [*paper.LASTS, *(
+        f"{arm}{kind}" for kind in paper.CONFIDE for arm in ("sft", "ugr"))]  # fmt: skip
 
 
 def test_sequences_become_a_data_folder_split_leave_one_out(sources, tmp_path):
@@ -201,6 +213,44 @@ def test_records_of_other_runs_stay_and_of_the_same_are_replaced(runs, tmp_path,
     np.testing.assert_array_equal(kept["sft"][0].rank, runs["sft"][0].rank)
 
 
+def changed(run, **changes):
+    return replace(run, test={**run.test, **changes})
+
+
+def test_what_is_undefined_is_left_empty_and_a_single_seed_has_no_interval(runs):
+    one = runs["ugr"][0]
+    levels = {name: {"user": {stage: {**values, "auroc": None, "aurc": None}
+              for stage, values in one.test[name]["user"].items()}} for name in paper_tables.SOURCES}  # fmt: skip
+    undefined = {"sft": {0: runs["sft"][0]}, "ugr": {0: changed(one, trained=True, **levels)}}
+    *_, likelihood = paper_tables.confidence(undefined).splitlines()
+    assert likelihood.endswith("|  |  |")
+    assert paper_tables.aurc_difference(undefined).splitlines()[-1] == "| UGR as released |  |  |"
+    for make in paper_tables.TABLES.values():
+        assert "± |" not in make(undefined)
+
+
+def test_a_promise_says_who_gave_it_and_how_often_it_was_broken(runs):
+    def promise(threshold, realised):
+        return {"k": 1, "max_risk": 0.6, "threshold": threshold, "calibration": {"share": 0.1, "risk": 0.5},
+                "realised": {"share": 0.1, "risk": realised}}  # fmt: skip
+
+    made = [promise(0.3, 0.7), promise(None, None), promise(0.4, None)]
+    told = {"sft": {seed: changed(runs["sft"][seed], promises=[each]) for seed, each in enumerate(made)}}
+    assert paper_tables.promises(told).splitlines()[2:] == ["| SFT | 0.6 | 1 | 2 of 3 | 10% | .500 | .700 | 1 of 1 |"]
+    told = {"sft": {0: changed(runs["sft"][0], promises=[promise(None, None)])}}
+    assert len(paper_tables.promises(told).splitlines()) == 2
+
+
+def test_runs_of_other_users_are_not_compared_nor_kept_together(runs, tmp_path):
+    other = replace(runs["ugr"][1], users=runs["ugr"][1].users[::-1])
+    mixed = {**runs, "ugr": {**runs["ugr"], 1: other}}
+    for make in (lambda: paper_numbers.difference(mixed, "ugr", "sft"),
+                 lambda: paper_records.write(tmp_path / "records", "industrial", mixed)):  # fmt: skip
+        with pytest.raises(ValueError, match="must be of the same users, and some were evaluated on other data"):
+            make()
+    assert not (tmp_path / "records").exists()
+
+
 def test_tables_go_between_their_marks_and_those_that_nobody_made_stay():
     text = "a\n<!-- paper: cost -->\nold\n<!-- end -->\nb <!-- paper: industrial sid --><!-- end -->"
     filled = paper_tables.filled(text, {"cost": "| new |", "industrial sid": "1"})
@@ -221,6 +271,75 @@ def test_the_page_has_a_place_for_every_table_that_is_kept():
         runs = paper_tables.load(path.parent, path.stem)
         made = {f"{path.stem} {kind}": make(runs) for kind, make in paper_tables.TABLES.items() if kind != "accuracy"}
         assert paper_tables.filled(page, made) == page  # as the records have it
+
+
+def of_user(runs, arm, source, name):
+    """Mean over seeds of what the confidence of the first item, or its likelihood, is worth."""
+    return np.mean([run.test[source]["user"]["before"][name] for run in runs[arm].values()])
+
+
+def measured(runs, arm):
+    """Mean test NDCG@10."""
+    return np.mean([decisions.ndcg(run.rank).mean() for run in runs[arm].values()])
+
+
+def gap(runs, arm, other):
+    """Write a difference in NDCG@10 and its interval over seeds."""
+    mean, _, seeds = paper_numbers.difference(runs, arm, other)
+    return f"{paper_tables.short(mean, sign=True)} {paper_tables.between(*seeds)}"
+
+
+def cells(make, runs, arm):
+    """Return a row of a table of the page."""
+    [line] = [line for line in make(runs).splitlines() if line.startswith(f"| {paper_numbers.NAMES[arm]} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def short(value, digits=2):
+    return paper_tables.short(float(value), digits)
+
+
+def words_of(first, second):
+    """What the pages say in words of two sets, from their records: sentences of docs/results.md, and of README."""
+    both = (first, second)
+    training = [{arm: cells(paper_tables.training, runs, arm) for arm in ("grpo", "ranking", "ugr")} for runs in both]
+    ends = [", ".join(row[4] for row in rows.values()) for rows in training]
+    entropies = [[rows[arm][7] for rows in training] for arm in ("ugr", "grpo")]
+    alone = [
+        paper_tables.short(paper_numbers.difference(first, f"ugr-{part}", "sft")[0], sign=True)
+        for part in ("reward", "weight", "confidence")
+    ]
+    tokens, likelihood = ([of_user(runs, "ugr", source, "auroc") for runs in both] for source in paper_tables.SOURCES)
+    ece = [short(of_user(runs, "ugr", "confidence", "ece")) for runs in both]
+    best = [[of_user(runs, "sft-evidence", "confidence", name) for runs in both] for name in ("ece", "brier_skill")]
+    surest = [cells(paper_tables.acting, runs, "ugr")[3].split(" ")[0] for runs in both]
+    aurocs = "{} and {} against {} and {}".format(*map(short, (*tokens, *likelihood)))
+    reached = [[short(measured(runs, arm), 3) for runs in both] for arm in ("ugr", "sft-evidence")]
+    return [
+        f"differs from SFT by {' and '.join(gap(runs, 'ugr', 'sft') for runs in both)} in NDCG@10",
+        f"GRPO with a 0/1 reward by {' and '.join(gap(runs, 'ugr', 'grpo') for runs in both)};",
+        "(its reward {}, its weight {}, its confidence {} to SFT on industrial)".format(*alone),
+        f"({ends[0]} on industrial; {ends[1]} on scientific)",
+        "{} and {} nats against {} and {}".format(*entropies[0], *entropies[1]),
+        f"user-level ECE {' and '.join(ece)}, Brier skill far below 0, AUROC {' and '.join(map(short, tokens))},",
+        f"which needs no training, has {' and '.join(map(short, likelihood))}",
+        f"the fifth by likelihood {' and '.join(short(float(value)) for value in surest)}",
+        f"has ECE {' and '.join(short(value, 3) for value in best[0])}, "
+        f"Brier skill {' and '.join(map(short, best[1]))},",
+        f"its order gains {' and '.join(gap(runs, 'sft-evidence', 'sft') for runs in both)} in NDCG@10",
+    ], [
+        f"(NDCG@10 {' and '.join(reached[0])}, differences below .001 within the noise)",
+        f"(AUROC {aurocs})",
+        f"re-ranked by it, the same lists have NDCG@10 {' and '.join(reached[1])},",
+    ]  # fmt: skip
+
+
+def test_pages_say_in_words_what_the_records_say():
+    root = Path(paper_tables.__file__).parents[1]
+    said = words_of(*(paper_tables.load(root / "benches" / "records", name) for name in ("industrial", "scientific")))
+    for name, sentences in zip(("docs/results.md", "README.md"), said, strict=True):
+        page = " ".join((root / name).read_text(encoding="utf-8").split())
+        assert [sentence for sentence in sentences if sentence not in page] == []
 
 
 def test_figures_are_drawn_of_what_there_is(runs):

@@ -268,6 +268,51 @@ def test_it_says_what_the_formula_says():
         readout(torch.zeros(4, 3), torch.zeros(4))
 
 
+@pytest.mark.parametrize("strengths", [STRENGTHS, (LIKELIHOOD_ALONE,), (0.01,)])
+def test_users_that_it_was_fitted_to_can_be_read_by_the_fit_that_left_them_out(strengths):
+    states, logprobs, hits, users = world(per=5)
+    fitted = fit(states, logprobs, hits, users, strengths)
+    readout, lists = fitted.readout, (60, 5)
+    fold = readout.left_out.fold_of(np.arange(60))
+    assert sorted(set(fold.tolist())) == [*range(FOLDS)]
+    said = readout(states.reshape(*lists, -1), logprobs.reshape(lists), fold).sigmoid()
+    torch.testing.assert_close(said.flatten(), fitted.held_out, atol=1e-12, rtol=1e-9)
+    for nobody in (readout.left_out.fold_of(np.arange(60) + 1000), None):
+        own = readout(states.reshape(*lists, -1), logprobs.reshape(lists), nobody)
+        torch.testing.assert_close(own.flatten(), readout(states, logprobs), atol=1e-12, rtol=1e-9)
+
+
+def test_a_user_is_found_whatever_their_number():
+    *given, users = world(per=5)
+    left_out = fit(*given, users * 7 - 100).readout.left_out
+    plain = fit(*given, users).readout.left_out
+    np.testing.assert_array_equal(left_out.users, np.arange(60) * 7 - 100)
+    np.testing.assert_array_equal(
+        left_out.fold_of([-100, -99, 7 * 59 - 100, 10**9]), [plain.fold[0], -1, plain.fold[59], -1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": None}, r"must hold users, fold, weight, slope and bias, got \["),
+        ({"weight": np.zeros((FOLDS, 3))}, "`arrays` must be finite, of .*'weight': .5, 4"),
+        ({"slope": np.full(FOLDS, np.nan)}, "`arrays` must be finite"),
+        ({"bias": np.zeros(FOLDS - 1)}, "`arrays` must be finite"),
+        ({"fold": np.zeros(59, np.int64)}, "`users` and `fold` must be rows of int64"),
+        ({"fold": np.zeros(60)}, "`users` and `fold` must be rows of int64, got .* float64"),
+        ({"users": np.zeros(0, np.int64), "fold": np.zeros(0, np.int64)}, "must be rows of int64"),
+        ({"users": np.zeros(60, np.int64)}, "`users` must ascend"),
+        ({"fold": np.full(60, FOLDS)}, r"`fold` lie in 0\.\.4"),
+        ({"fold": np.full(60, -1)}, r"`fold` lie in 0\.\.4"),
+    ],
+)
+def test_fits_of_nobody_are_refused(change, message):
+    arrays = fit(*world(per=5)).readout.to_arrays() | {f"left_out.{name}": array for name, array in change.items()}
+    with pytest.raises(ValueError, match=message):
+        Readout.from_arrays({name: array for name, array in arrays.items() if array is not None})
+
+
 def test_autocast_does_not_round_it():
     states, logprobs, hits, users = world()
     readout = fit(states, logprobs, hits, users).readout
@@ -295,6 +340,8 @@ def test_arrays_and_files_come_back(saved):
     for other in (again, read):
         assert torch.equal(other.weight, readout.weight)
         assert (other.slope, other.bias, other.digest) == (readout.slope, readout.bias, readout.digest)
+        for name, array in readout.left_out.to_arrays().items():
+            np.testing.assert_array_equal(other.left_out.to_arrays()[name], array)
     before = path.read_bytes()
     write_readout(path, read, dict(reversed(HOW.items())))
     assert path.read_bytes() == before
@@ -320,7 +367,9 @@ def test_evidence_comes_back_and_is_part_of_the_digest(tmp_path):
         assert again.to_arrays().keys() == readout.to_arrays().keys()
     with pytest.raises(ValueError, match="`arrays` must weigh followed, popular, repeated, got a weight of 2"):
         Readout.from_arrays(several[1].to_arrays() | {"weight": np.zeros(2)})
-    with pytest.raises(ValueError, match="`arrays` must hold followers, counts, offsets, popularity, got no counts"):
+    with pytest.raises(
+        ValueError, match="`arrays` must hold followers, counts, offsets, popularity, same, got no counts"
+    ):
         Readout.from_arrays({n: a for n, a in several[1].to_arrays().items() if n != "evidence.counts"})
 
 
@@ -359,6 +408,18 @@ def test_a_foreign_file_is_refused_by_name(saved, how):
         read_readout(path)
     save_file({"weights": np.zeros(3)}, path)
     with pytest.raises(ValueError, match=REMEDY):
+        read_readout(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"normalize": None}, {"precision": None}, {"normalize": "most"}, {"precision": "int4"}, {"precision": [1]}],
+)
+def test_a_search_that_there_is_not_is_refused_by_name(saved, change):
+    path, readout = saved
+    how = {**HOW, **change}
+    write_readout(path, readout, {name: value for name, value in how.items() if value is not None})
+    with pytest.raises(ValueError, match=r"readout.safetensors is altered .*; make it again with `ugr-fast confide`"):
         read_readout(path)
 
 

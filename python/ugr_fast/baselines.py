@@ -38,7 +38,7 @@ def popularity(train_items: Ints, num_items: int) -> Ints:
 
 
 def unit_rows(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(N, dim) rows scaled to length 1, so that products are cosines; a row of zeros stays.
+    """(N, dim) rows scaled to length 1, so that products are cosines, whatever their length; a row of zeros stays.
 
     Example:
         >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
@@ -46,6 +46,8 @@ def unit_rows(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
                [0. , 0. ]], dtype=float32)
     """
     wide = embeddings.astype(np.float32)
+    largest = np.abs(wide).max(1, initial=0, keepdims=True)
+    wide = np.ldexp(wide, -np.frexp(largest)[1])  # by a power of two, so that no square overflows or vanishes
     unit: NDArray[np.float32] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
     return unit
 

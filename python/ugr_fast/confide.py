@@ -64,14 +64,16 @@ def confide(config: ConfideConfig) -> dict[str, Any]:
     device, run = choose_device(config.device), Run.open(config.run)
     dataset = data.load(config.data)
     run.check_items(dataset.ids)
-    rows, evidence, team = _rows(run, dataset), _evidence(config, dataset), Team.join(device)
-    found = candidates(run.load_model(device), run.load_catalogue(), rows, config, team, evidence)
+    rows, evidence, team = _rows(run, dataset), _evidence(config, run, dataset), Team.join(device)
+    checkpoint = run.checkpoint_of(readout=False)  # once: a training that goes on may find a better one
+    model = run.load_model(device, checkpoint["step"])
+    found = candidates(model, run.load_catalogue(), rows, config, team, evidence)
     with bar("fitting the readout", 1) as advance:
         fitted = fit(found.states, found.logprobs, found.hits, rows.user[found.row])
         advance(1)
     if team.is_main:
         readout = dataclasses.replace(fitted.readout, evidence=evidence)
-        run.save_readout(readout, {name: getattr(config, name) for name in ("normalize", "precision")})
+        run.save_readout(readout, {**checkpoint, "normalize": config.normalize, "precision": config.precision})
     say(
         f"{config.run.name}: readout fitted on {len(rows)} valid rows, penalty {fitted.strength:g}; on users left out, "
         f"log loss {fitted.log_loss[fitted.strength]:.5f}, of the likelihood {fitted.log_loss[LIKELIHOOD_ALONE]:.5f}"
@@ -87,12 +89,12 @@ def _rows(run: Run, dataset: data.Dataset) -> data.Rows:
     return rows.take(decisions.halves(rows.user)[0])
 
 
-def _evidence(config: ConfideConfig, dataset: data.Dataset) -> Evidence | None:
+def _evidence(config: ConfideConfig, run: Run, dataset: data.Dataset) -> Evidence | None:
     """Return what is weighed beside the states."""
     if not config.evidence:
         return None
     embeddings = None if config.embeddings is None else sids.load_embeddings(config.embeddings, dataset.num_items)
-    return Evidence.build(data.sequences(dataset.train), dataset.num_items, embeddings)
+    return Evidence.build(data.sequences(dataset.train), dataset.num_items, embeddings, run.load_codes())
 
 
 def _summary(found: Candidates, fitted: Fitted) -> dict[str, Any]:

@@ -19,7 +19,18 @@ import numpy as np
 
 from ugr_fast.abstention import RiskThreshold, risk_threshold
 from ugr_fast.configs import EvalConfig, check
-from ugr_fast.decisions import Choices, How, Outcomes, certainty, halves, hit, once, read_outcomes, write_outcomes
+from ugr_fast.decisions import (
+    RERANKED,
+    Choices,
+    How,
+    Outcomes,
+    certainty,
+    halves,
+    hit,
+    once,
+    read_outcomes,
+    write_outcomes,
+)
 from ugr_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -45,6 +56,11 @@ class Confidence:
         """(N,) probability that the first entry is the next item: the user level. NaN where there is no entry."""
         signal = self.choices.signal
         found: np.ndarray = self.choices.user[signal](outcomes.said(signal)[:, 0])
+        return np.where(outcomes.present[:, 0], found, np.nan)
+
+    def reranked(self, outcomes: Outcomes) -> np.ndarray:
+        """(N,) the same of the first entry of lists that were re-ranked. NaN where there is no entry."""
+        found: np.ndarray = self.choices.user[RERANKED](outcomes.said(self.choices.signal)[:, 0])
         return np.where(outcomes.present[:, 0], found, np.nan)
 
     def candidate(self, outcomes: Outcomes) -> np.ndarray:

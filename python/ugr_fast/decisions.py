@@ -45,8 +45,9 @@ How: TypeAlias = dict[str, Any]
 
 DEPTH = 10
 """Entries of the lists that are measured: metrics are NDCG@10 and HR@10."""
-WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Candidates for λ; the paper has 0.5."""
+WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+"""Candidates for λ; the paper has 0.5, and the last all but ignore the likelihood."""
+RERANKED = "reranked"
 COVERAGE = tuple(k / 20 for k in range(1, 21))
 MEASURES = ("ndcg@10", "hr@10")
 LENGTHS = (0.5, *(float(k) for k in range(1, DEPTH + 1)))
@@ -233,7 +234,8 @@ class Choices:
     weight: dict[str, float]
     """Of confidence and random, λ of exp(score) + λ c."""
     user: dict[str, Recalibrator]
-    """Of each source, what is said of the first entry -> probability that it is the next item."""
+    """Of each source, what is said of the first entry -> probability that it is the next item; as RERANKED, what the
+    signal says of the first entry of lists that were re-ranked by the confidence."""
     candidate: dict[str, Recalibrator]
     """Of each source, what is said of any entry -> probability that it is the next item."""
 
@@ -260,6 +262,7 @@ class Choices:
                 for level in ("user", "candidate")
             }
             known = cls(values["signal"], dict(values["aggregate"]), dict(values["weight"]), **levels)
+            known.user[RERANKED]
             well = known.signal in known.user.keys() & known.candidate.keys() & known.aggregate.keys()
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"`values` must be what `Choices.to_json` returns, got {sorted(values)}") from error
@@ -298,7 +301,8 @@ def choose(outcomes: Outcomes, *, trained: bool = True, method: Method = "beta")
     for name, said in drawn.items():
         reached = np.array([ndcg(reranked(outcomes, said, each)).mean() for each in WEIGHTS])
         weight[name] = WEIGHTS[int(np.argmax(reached > reached.max() - 1e-9))]  # sums in another order are no gain
-    there, fits = outcomes.present, {}
+    there = outcomes.present
+    fits: dict[str, dict[str, Recalibrator]] = {}
     for level, entries in (("user", np.s_[:, :1]), ("candidate", np.s_[:])):
         shown = there[entries]
         true = _smoothed(outcomes.hits[entries][shown])
@@ -306,6 +310,10 @@ def choose(outcomes: Outcomes, *, trained: bool = True, method: Method = "beta")
             source: Recalibrator(method).fit(outcomes.said(source)[entries][shown], true) for source in get_args(Source)
         }
     signal: Source = "confidence" if trained and area["confidence"] > area["likelihood"] else "likelihood"
+    first = reordered(outcomes, drawn["confidence"], weight["confidence"])[:, :1]
+    said, hits = np.take_along_axis(outcomes.said(signal), first, 1), np.take_along_axis(outcomes.hits, first, 1)
+    shown = np.take_along_axis(there, first, 1)
+    fits["user"][RERANKED] = Recalibrator(method).fit(said[shown], _smoothed(hits[shown]))
     return Choices(signal, aggregate, weight, **fits)
 
 

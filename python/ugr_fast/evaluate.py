@@ -65,7 +65,7 @@ class Job:
     @cached_property
     def model(self) -> Any:
         """The model of the checkpoint."""
-        return self.run.load_model(self.device, self.config.checkpoint)
+        return self.run.load_model(self.device, self.checkpoint["step"])
 
     def rows(self, dataset: data.Dataset, split: str) -> data.Rows:
         """The rows of a split, with histories as long as in training."""
@@ -93,6 +93,7 @@ class Job:
                 description=f"evaluating {self.config.run.name} on {split}",
                 team=self.team,
                 readout=self.readout,
+                users=rows.user if split == "valid" else None,
             )
 
 
@@ -146,13 +147,15 @@ def _open(config: EvalConfig, dataset: data.Dataset) -> Job:
     for split in ("valid", config.split):
         if len(np.unique(getattr(dataset, split).user)) < 2:
             raise ValueError(f"`data` must have 2 {split} users or more, to choose and to measure; prepare it anew")
-    checkpoint, readout = run.checkpoint_of(config.checkpoint), _readout(run, config)
-    return Job(config, run, run.load_catalogue(), device, Team.join(device), checkpoint, readout)
+    checkpoint = run.checkpoint_of(config.checkpoint, readout=False)  # once: a training may go on
+    readout = _readout(run, checkpoint, config)
+    how = checkpoint if readout is None else {**checkpoint, "readout": readout.digest}
+    return Job(config, run, run.load_catalogue(), device, Team.join(device), how, readout)
 
 
-def _readout(run: Run, config: EvalConfig) -> Readout | None:
+def _readout(run: Run, checkpoint: How, config: EvalConfig) -> Readout | None:
     """Return the readout of the checkpoint, which must be of a search like this."""
-    known = run.load_readout(config.checkpoint)
+    known = run.load_readout(checkpoint)
     if known is None:
         return None
     fitted, readout = known
@@ -181,7 +184,7 @@ def _how(job: Job, known: Confidence, rows: data.Rows) -> dict[str, Any]:
 def _write(job: Job, known: Confidence, outcomes: Outcomes, rows: data.Rows, found: dict[str, Any]) -> None:
     split, folder = job.config.split, job.run.folder
     write_outcomes(folder / f"outcomes-{split}.safetensors", outcomes, job.how(rows))
-    if job.run.model_folder() == job.run.model_folder(job.config.checkpoint):  # `recommend` uses the best
+    if job.run.checkpoint_of() == job.checkpoint:  # `recommend` uses the best
         known.save(job.run)
     write_json(folder / f"eval-{split}.json", found)
 
@@ -377,7 +380,8 @@ def baseline_metrics(
         models["cosine_markov"] = baselines.CosineMarkov(sequences, embeddings)
     found = {}
     for name, model in models.items():
-        ranked = model.rank(rows, METRIC_DEPTH)
+        ranked = model.rank(rows, min(METRIC_DEPTH, len(counts)))
+        ranked = np.pad(ranked, ((0, 0), (0, METRIC_DEPTH - ranked.shape[1])), constant_values=-1)  # few items
         found[name] = {
             f"{label}@{k}": float(metric(ranked, rows.item, k).mean())
             for k in (1, 3, 5, 10)

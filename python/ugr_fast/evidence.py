@@ -2,6 +2,9 @@
 
 A generative model of semantic IDs sees the codes of an item and no more; the counts that a last-item Markov chain ranks
 by, and the texts that a cosine ranks by, know something that it does not. `readout` fits how much each is worth.
+
+A candidate is a semantic ID. Where several items share one, what is said of it is of all of them: counts add up, and
+its text is the mean of theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 COUNTED = ("followed", "popular", "repeated")
 COMPARED = ("like last", "like all", "like nearest")
-_ARRAYS = ("followers", "counts", "offsets", "popularity")
+_ARRAYS = ("followers", "counts", "offsets", "popularity", "same")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +36,12 @@ class Evidence:
     """Counts of the training split and, where there are embeddings, what items are like.
 
     Attributes:
-        followers: (P,) int64 items that followed item 0, item 1, ..., ascending.
+        followers: (P,) int64 what followed item 0, item 1, ..., ascending, named by `same`.
         counts: (P,) int64, how often.
         offsets: (num_items + 1,) int64 bounds of each item's followers.
-        popularity: (num_items,) int64, how often each item occurs.
-        unit: (num_items, dim) float16 embeddings of length 1; None for none.
+        popularity: (num_items,) int64, how often any item of its semantic ID occurs.
+        same: (num_items,) int64, the lowest item that has the semantic ID of each.
+        unit: (num_items, dim) float16 embeddings of length 1, equal where semantic IDs are; None for none.
 
     Example:
         >>> from ugr_fast.data import Sequences
@@ -51,28 +55,42 @@ class Evidence:
     counts: Ints
     offsets: Ints
     popularity: Ints
+    same: Ints
     unit: NDArray[np.float16] | None = None
 
     @classmethod
-    def build(cls, train: Sequences, num_items: int, embeddings: NDArray[np.floating] | None = None) -> Evidence:
+    def build(
+        cls,
+        train: Sequences,
+        num_items: int,
+        embeddings: NDArray[np.floating] | None = None,
+        codes: Ints | None = None,
+    ) -> Evidence:
         """Count what followed what.
 
         Args:
             train: sequences of the training split.
             num_items: size of the catalogue.
             embeddings: (num_items, dim), row i for item i.
+            codes: (num_items, L) semantic IDs; None where each item has one of its own.
 
         Raises:
-            ValueError: a training item outside the catalogue, or embeddings of another number of items.
+            ValueError: a training item outside the catalogue, embeddings or codes of another number of items, or
+                embeddings that are not finite.
         """
-        popular, markov = popularity(train.items, num_items), Markov(train, num_items)
-        order = np.lexsort((markov.following, np.repeat(np.arange(num_items), np.diff(markov.offsets))))
-        unit = None
-        if embeddings is not None:
-            if embeddings.ndim != 2 or len(embeddings) != num_items:
-                raise ValueError(f"`embeddings` must be ({num_items}, dim), got {embeddings.shape}")
-            unit = unit_rows(embeddings).astype(np.float16)
-        return cls(markov.following[order], markov.counts[order], markov.offsets, popular, unit)
+        for name, width, rows in (("embeddings", "dim", embeddings), ("codes", "L", codes)):
+            if rows is not None and (rows.ndim != 2 or len(rows) != num_items):
+                raise ValueError(f"`{name}` must be ({num_items}, {width}), got {rows.shape}")
+        same = np.arange(num_items) if codes is None else _first_alike(codes)
+        popular, markov = np.bincount(same, popularity(train.items, num_items), num_items), Markov(train, num_items)
+        pairs = np.repeat(np.arange(num_items), np.diff(markov.offsets)) * num_items + same[markov.following]
+        pairs, place = np.unique(pairs, return_inverse=True)
+        counts = np.bincount(place, markov.counts, len(pairs)).astype(np.int64)
+        offsets = np.searchsorted(pairs, np.arange(num_items + 1) * num_items)
+        unit = None if embeddings is None else _means(unit_rows(embeddings), same).astype(np.float16)
+        known = cls(pairs % num_items, counts, offsets, popular.astype(np.int64)[same], same, unit)
+        known._check()
+        return known
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,13 +108,18 @@ class Evidence:
             (B, K, F): log(1 + how often it followed the last item), log(1 + how often it occurs), whether it is in the
             history; with embeddings its cosine to the last item, the mean of those to all of the history, and the
             highest. 0 where absent.
+
+        Raises:
+            ValueError: an empty history, or what is no item.
         """
-        there, known = items >= 0, np.maximum(items, 0)
-        longest = max(map(len, histories))
+        there, known = items >= 0, self.same[self._known(np.maximum(items, 0), "items")]
+        longest = max(map(len, histories), default=1)
         past = np.full((len(histories), longest), -1, np.int64)
         for row, history in enumerate(histories):
-            past[row, longest - len(history) :] = history  # so that the last is in the last column
-        repeated = (items[:, :, None] == past[:, None, :]).any(2)
+            if not len(history):
+                raise ValueError(f"`histories` must each name at least one item, and that of row {row} is empty")
+            past[row, longest - len(history) :] = self._known(np.asarray(history), "histories")  # the last stands last
+        repeated = (known[:, :, None] == np.where(past < 0, -1, self.same[past])[:, None, :]).any(2)
         columns = [np.log1p(self._followed(past[:, -1:], known)), np.log1p(self.popularity[known]), repeated]
         if self.unit is not None:
             alike = self._alike(self.unit, known, past)  # (B, K, H), NaN before a history begins
@@ -104,8 +127,14 @@ class Evidence:
         found: NDArray[np.float64] = np.where(there[:, :, None], np.stack(columns, 2).astype(np.float64), 0.0)
         return found
 
+    def _known(self, items: Ints, name: str) -> Ints:
+        """Return items that there are."""
+        if items.size and not 0 <= items.min() <= items.max() < len(self.same):
+            raise ValueError(f"`{name}` must lie in 0..{len(self.same) - 1}, got {items.min()}..{items.max()}")
+        return items
+
     def _followed(self, last: Ints, items: Ints) -> Ints:
-        """How often each of `items` (B, K) followed `last` (B, 1)."""
+        """How often each of `items` (B, K), named by `same`, followed `last` (B, 1)."""
         if not len(self.followers):
             return np.zeros_like(items)
         wanted = last * len(self.popularity) + items
@@ -158,9 +187,28 @@ class Evidence:
             raise ValueError(f"`followers` must be items in 0..{num_items - 1}, with a count each, between bounds")
         if (np.diff(self._pairs) <= 0).any() or (self.counts < 1).any() or (self.popularity < 0).any():
             raise ValueError("`followers` must ascend, `counts` be 1 or more and `popularity` 0 or more")
+        lowest = len(self.same) == num_items and ((self.same >= 0) & (self.same <= np.arange(num_items))).all()
+        if not lowest or (self.same[self.same] != self.same).any():
+            raise ValueError(f"`same` must name one of {num_items} items for each, the lowest of its semantic ID")
         if self.unit is not None:
             shape = self.unit.shape
             if self.unit.dtype != np.float16 or len(shape) != 2 or shape[0] != num_items:
                 raise ValueError(f"`unit` must be float16 of ({num_items}, dim), got {self.unit.dtype} of {shape}")
             if not np.isfinite(self.unit).all():
                 raise ValueError("`unit` must be finite")
+
+
+def _first_alike(codes: Ints) -> Ints:
+    """(num_items,) the lowest item with the codes of each."""
+    _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    found: Ints = first.astype(np.int64)[group.reshape(-1)]
+    return found
+
+
+def _means(unit: NDArray[np.float32], same: Ints) -> NDArray[np.float32]:
+    """(num_items, dim) mean direction of the rows that have one semantic ID."""
+    if (same == np.arange(len(same))).all():
+        return unit
+    total = np.zeros_like(unit)
+    np.add.at(total, same, unit)
+    return unit_rows(total)[same]

@@ -11,6 +11,9 @@ and is fitted by penalised logistic regression to what came true on rows that no
 it is the likelihood, recalibrated (Platt); so cross-validation can always fall back on that, and h has to earn its
 place. The loss is strictly convex, and Newton's method ends where float64 does: no learning rate, no seed, no patience.
 
+What it says of the users that it was fitted to flatters it. So the fits of cross-validation, each of which left a part
+of those users out, are kept beside it, and choices that need the same users (λ, recalibration) go by those.
+
 Cost: one search over the rows; then, for n candidates with states of D numbers, some dozens of n · D² products (a
 quarter of a minute of one core at 60,000 × 256), and 12 · n · D bytes of memory.
 """
@@ -25,6 +28,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ugr_fast.configs import ConfideConfig, check
 from ugr_fast.evidence import Evidence
 from ugr_fast.files import read_arrays, write_arrays
 
@@ -45,8 +49,72 @@ WEAKEST = 1e-9  # penalty: with less, states that are sums of one another would 
 FLAT = 1e-11  # largest slope of the loss where the descent ends
 STEPS = 200  # of the descent, which takes about ten
 SHORTEST, ROUNDING = 2.0**-20, 1e-13  # of a step; of the loss
-BESIDE = "evidence."  # before the names of its arrays
+BESIDE, APART = "evidence.", "left_out."  # before the names of their arrays
 BLOCK = 8192  # rows that are weighted at a time
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The fits that cross-validation made, and the users that each of them left out.
+
+    Attributes:
+        users: (U,) int64, ascending.
+        fold: (U,) int64, which fit left them out.
+        weight: (FOLDS, D) float64 of each fit, as of a `Readout`.
+        slope: (FOLDS,) float64.
+        bias: (FOLDS,) float64.
+    """
+
+    users: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    weight: torch.Tensor
+    slope: torch.Tensor
+    bias: torch.Tensor
+
+    def fold_of(self, users: ArrayLike) -> NDArray[np.int64]:
+        """(N,) the fit that left each user out; −1 for a user whom all of them left out.
+
+        Example:
+            >>> none = torch.zeros(5, dtype=torch.float64)
+            >>> LeftOut(np.array([3, 8]), np.array([4, 0]), none[:, None], none, none).fold_of([8, 5, 3])
+            array([ 0, -1,  4])
+        """
+        asked = np.asarray(users)
+        place = np.minimum(np.searchsorted(self.users, asked), len(self.users) - 1)
+        found: NDArray[np.int64] = np.where(self.users[place] == asked, self.fold[place], -1)
+        return found
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """As arrays that `from_arrays` takes."""
+        return {name: np.ascontiguousarray(values) for name, values in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike], width: int) -> LeftOut:
+        """What `to_arrays` made of fits of `width` weights.
+
+        Raises:
+            ValueError: arrays that it does not make.
+        """
+        shapes = {"weight": (FOLDS, width), "slope": (FOLDS,), "bias": (FOLDS,)}
+        try:
+            users, fold = (np.asarray(arrays[name]) for name in ("users", "fold"))
+            fits = {name: np.array(arrays[name], np.float64) for name in shapes}
+        except KeyError as error:
+            raise ValueError(f"`arrays` must hold users, fold, weight, slope and bias, got {sorted(arrays)}") from error
+        if {name: fit.shape for name, fit in fits.items()} != shapes or not all(map(_finite, fits.values())):
+            raise ValueError(f"`arrays` must be finite, of {shapes}, got {[fit.shape for fit in fits.values()]}")
+        if users.ndim != 1 or not len(users) or users.shape != fold.shape or {users.dtype, fold.dtype} != {_INT64}:
+            raise ValueError(f"`users` and `fold` must be rows of int64, got {users.dtype}{users.shape}, {fold.dtype}")
+        if (np.diff(users) <= 0).any() or (fold < 0).any() or (fold >= FOLDS).any():
+            raise ValueError(f"`users` must ascend, and `fold` lie in 0..{FOLDS - 1}")
+        return cls(users, fold, **{name: torch.from_numpy(fit) for name, fit in fits.items()})
+
+
+_INT64 = np.dtype(np.int64)
+
+
+def _finite(array: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(array).all())
 
 
 @dataclass(frozen=True)
@@ -58,19 +126,24 @@ class Readout:
         slope: of the logit of the likelihood.
         bias: of all.
         evidence: what else is said of a candidate; None for nothing.
+        left_out: the fits of cross-validation, for the users that this one was fitted to; None without them.
     """
 
     weight: torch.Tensor
     slope: float
     bias: float
     evidence: Evidence | None = None
+    left_out: LeftOut | None = None
 
-    def __call__(self, states: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, states: torch.Tensor, logprobs: torch.Tensor, fold: NDArray[np.int64] | None = None
+    ) -> torch.Tensor:
         """Return the logits of the confidences.
 
         Args:
             states: (..., D) at the last token of the semantic ID; with `evidence` (..., D + F), its features last.
             logprobs: (...) of the candidates, sums over their tokens.
+            fold: (N,) for (N, K, D) states: which fit of `left_out` reads each row, −1 for this one; None for this one.
 
         Returns:
             (...) float64.
@@ -88,8 +161,19 @@ class Readout:
                 f"`states` must be (..., {len(self.weight)}), as those that the readout was fitted to, got "
                 f"{tuple(states.shape)}; fit it anew with `ugr-fast confide`"
             )
-        anchor = self.slope * likelihood_logit(logprobs) + self.bias
-        return anchor + states.to(self.weight.dtype) @ self.weight.to(states.device)
+        if fold is None or self.left_out is None:
+            anchor = self.slope * likelihood_logit(logprobs) + self.bias
+            return anchor + states.to(self.weight.dtype) @ self.weight.to(states.device)
+        weight, slope, bias = (values[fold].to(states.device) for values in self._fits(self.left_out))
+        anchor = slope[:, None] * likelihood_logit(logprobs) + bias[:, None]
+        return anchor + (states.to(weight.dtype) @ weight[:, :, None])[..., 0]
+
+    def _fits(self, left_out: LeftOut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights, slopes and biases of the fits of cross-validation, and last, which is at −1, its own."""
+        own = self.weight[None], *(torch.tensor([value], dtype=torch.float64) for value in (self.slope, self.bias))
+        fits = left_out.weight, left_out.slope, left_out.bias
+        weight, slope, bias = (torch.cat(both) for both in zip(fits, own, strict=True))
+        return weight, slope, bias
 
     @property
     def digest(self) -> str:
@@ -99,8 +183,9 @@ class Readout:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """As arrays that `from_arrays` takes."""
         found = {"weight": self.weight.numpy(), "slope": np.array(self.slope), "bias": np.array(self.bias)}
-        beside = {} if self.evidence is None else self.evidence.to_arrays()
-        return {**found, **{f"{BESIDE}{name}": array for name, array in beside.items()}}
+        for before, part in ((BESIDE, self.evidence), (APART, self.left_out)):
+            found |= {} if part is None else {f"{before}{name}": array for name, array in part.to_arrays().items()}
+        return found
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Readout:
@@ -113,15 +198,18 @@ class Readout:
             weight, slope, bias = (np.asarray(arrays[name], np.float64) for name in ("weight", "slope", "bias"))
         except KeyError as error:
             raise ValueError(f"`arrays` must hold weight, slope and bias, got {sorted(arrays)}") from error
-        finite = all(np.isfinite(array).all() for array in (weight, slope, bias))
-        if weight.ndim != 1 or slope.ndim or bias.ndim or not finite:
+        if weight.ndim != 1 or slope.ndim or bias.ndim or not all(map(_finite, (weight, slope, bias))):
             shapes = [array.shape for array in (weight, slope, bias)]
             raise ValueError(f"`arrays` must be finite, of shapes (D,), () and (), got {shapes}")
-        beside = {name.removeprefix(BESIDE): array for name, array in arrays.items() if name.startswith(BESIDE)}
+        beside, apart = (
+            {name.removeprefix(before): array for name, array in arrays.items() if name.startswith(before)}
+            for before in (BESIDE, APART)
+        )
         evidence = Evidence.from_arrays(beside) if beside else None
+        left_out = LeftOut.from_arrays(apart, len(weight)) if apart else None
         if evidence is not None and len(weight) < len(evidence.names):
             raise ValueError(f"`arrays` must weigh {', '.join(evidence.names)}, got a weight of {len(weight)}")
-        return cls(torch.from_numpy(weight.copy()), float(slope), float(bias), evidence)
+        return cls(torch.from_numpy(weight.copy()), float(slope), float(bias), evidence, left_out)
 
 
 def write_readout(path: Path, readout: Readout, how: Mapping[str, Any]) -> None:
@@ -140,6 +228,10 @@ def read_readout(path: Path) -> tuple[dict[str, Any], Readout]:
     if how.get("readout") != readout.digest:
         reason = "its digest is of another"
         raise ValueError(f"{path} is truncated or altered ({reason}); make it again with `ugr-fast confide`")
+    try:
+        check(ConfideConfig(path, path, normalize=how["normalize"], precision=how["precision"]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is altered ({error}); make it again with `ugr-fast confide`") from error
     return how, readout
 
 
@@ -204,17 +296,28 @@ def fit(
     design, mean, spread = _design(states, logprobs)
     y, order = hits.double(), sorted(strengths, reverse=True)
     fold = torch.from_numpy(_folds(users, hits.numpy()))
-    held_out = torch.empty((len(order), len(y)), dtype=torch.float64)
+    held_out, fits = torch.empty((len(order), len(y)), dtype=torch.float64), []
     for part in range(FOLDS):
         left = fold == part
-        for row, free in enumerate(_path(design, y, ~left, order)):
+        fits.append(_path(design, y, ~left, order))
+        for row, free in enumerate(fits[-1]):
             held_out[row, left] = (design @ free)[left]
     losses = [binary_cross_entropy_with_logits(logits, y).item() for logits in held_out]
     best = int(np.argmin(losses))
     *_, free = _path(design, y, torch.ones_like(y), order[: best + 1])
-    weight = free[2:] / spread
-    readout = Readout(weight, free[0].item(), (free[1] - weight @ mean).item())
+    slope, bias, weight = _in_units(torch.stack([free, *(of[best] for of in fits)]), mean, spread)
+    names, first = np.unique(users, return_index=True)
+    apart = LeftOut(names.astype(np.int64), fold.numpy()[first], weight[1:], slope[1:], bias[1:])
+    readout = Readout(weight[0], slope[0].item(), bias[0].item(), left_out=apart)
     return Fitted(readout, order[best], dict(zip(order, losses, strict=True)), held_out[best].sigmoid())
+
+
+def _in_units(
+    free: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slopes (M,), biases (M,) and weights (M, D) of states as they are, from those of standardised ones (M, 2 + D)."""
+    weight = free[:, 2:] / spread
+    return free[:, 0], free[:, 1] - weight @ mean, weight
 
 
 def _check(

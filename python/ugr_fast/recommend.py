@@ -66,6 +66,7 @@ def rank(
     readout: Readout | None = None,
     states: bool = False,
     evidence: Evidence | None = None,
+    users: np.ndarray | None = None,
 ) -> Ranking:
     """Recommend for every history by constrained beam search.
 
@@ -83,6 +84,7 @@ def rank(
         readout: what reads the confidence off the model's states; its two tokens if None.
         states: also keep the model's states, in place of confidences.
         evidence: kept beside the states; that of a readout need not be given.
+        users: (N,) whose histories they are: users that a readout was fitted to are read by the fit that left them out.
 
     Returns:
         The ranking, rows in the order of `histories`, all of them on every process.
@@ -99,6 +101,7 @@ def rank(
         )
     if deny is not None and len(deny) != len(histories):
         raise ValueError(f"`deny` must have a list for each of {len(histories)} histories, got {len(deny)}")
+    fold = None if readout is None or readout.left_out is None or users is None else readout.left_out.fold_of(users)
     share = team.share(len(histories))
     prompts = [catalogue.prompt(histories[row]) for row in share]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -116,9 +119,10 @@ def rank(
             out = None if deny is None else [deny[share.start + row] for row in rows]
             filter = None if allow is None and out is None else catalogue.trie.filter(allow, out)
             said = None if beside is None else partial(beside, [histories[share.start + row] for row in rows])
-            _rank_batch(
-                model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter, readout, said
+            read = (
+                None if readout is None else partial(readout, fold=None if fold is None else fold[share.start :][rows])
             )
+            _rank_batch(model, catalogue, [prompts[row] for row in rows], rows, ranking, normalize, filter, read, said)
             advance(len(rows))
     found = {name: values for name, values in vars(ranking).items() if values is not None}
     return Ranking(**{name: _whole(values, len(histories), team) for name, values in found.items()})
@@ -142,9 +146,10 @@ def _rank_batch(
     out: Ranking,
     normalize: Normalize,
     filter: Filter | None,
-    readout: Readout | None,
+    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
     evidence: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
+    wanted = out.states is not None or read is not None
     ids, mask = pad_left(prompts, catalogue.vocabulary.pad)
     beams = beam_search(
         model,
@@ -155,9 +160,8 @@ def _rank_batch(
         normalize=normalize,
         filter=filter,
         vocabulary=catalogue.vocabulary,
-        confidence=out.states is None and evidence is None,
-        readout=readout if evidence is None else None,
-        states=out.states is not None or evidence is not None,
+        confidence=not wanted,
+        states=wanted,
     )
     states = beams.states
     if evidence and states is not None:
@@ -166,9 +170,8 @@ def _rank_batch(
     out.scores[rows] = beams.scores.numpy()
     if beams.confidence is not None:
         out.confidence[rows] = beams.confidence.float().numpy()
-    elif readout and states is not None:
-        said = readout(states, beams.logprobs.sum(2)).sigmoid()
-        out.confidence[rows] = said.float().numpy()
+    elif read and states is not None:
+        out.confidence[rows] = read(states, beams.logprobs.sum(2)).sigmoid().float().numpy()
     if out.states is not None and states is not None:
         out.states[rows] = states.numpy()
     out.items[rows] = beams.expand_items(out.items.shape[1]).numpy()
@@ -297,8 +300,7 @@ class Recommendations:
         confidence: (N, k) what the model itself says, in [0, 1]; NaN where absent.
         calibrated: (N, k) probability of each item to be the next one (the candidate level); NaN where absent, and for
             a run that was not evaluated.
-        first: (N,) probability that the first item is the next one, of those who get no answer too: the user level, or
-            where lists were re-ranked the candidate level.
+        first: (N,) probability that the first item is the next one, of those who get no answer too: the user level.
         abstained: (N,) bool.
         reasons: why each history has no answer; "" where it has one.
         promise: the threshold behind `max_risk`, with the share answered and the risk among them on valid rows.
@@ -383,8 +385,9 @@ class Recommender:
             ValueError: one of its files is truncated or altered.
         """
         opened = Run.open(Path(run))
+        checkpoint = opened.checkpoint_of()
         titles, ids = opened.load_items()
-        model = opened.load_model(choose_device(device))
+        model = opened.load_model(choose_device(device), checkpoint["step"])
         known = cls(model, opened.load_catalogue(), titles, ids, opened.history)
         try:
             known.confidence = Confidence.load(opened)
@@ -392,6 +395,8 @@ class Recommender:
             known.uncalibrated = str(error)
         if found := opened.load_readout():
             known.search, known.readout = found
+        if opened.checkpoint_of() != checkpoint:  # a training or `confide` has gone on meanwhile
+            return cls.load(run, device)
         return known
 
     def find(self, name: str) -> int:
@@ -506,7 +511,7 @@ class Recommender:
             order = decisions.reordered(told, told.said("confidence"), known.choices.weight["confidence"])
             items, scores, said = (np.take_along_axis(x, order, 1) for x in (items, told.scores, told.confidence))
             told = Outcomes(scores, said, nobody)
-            first = known.candidate(told)[:, 0]  # the user level was fitted to the beam's own first
+            first = known.reranked(told)
         reasons = [""] * len(told)
         if known and rule:
             reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]

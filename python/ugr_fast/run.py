@@ -584,8 +584,8 @@ class Run:
         path = self.folder / "best.json"
         return read_object(path, "ugr-fast sft", step=int) if path.exists() else None
 
-    def load_model(self, device: torch.device, which: str = "best") -> Any:
-        """Load the model of the best or the last checkpoint, in eval mode.
+    def load_model(self, device: torch.device, which: str | int = "best") -> Any:
+        """Load the model of the best checkpoint, the last one or that of a step, in eval mode.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
@@ -602,8 +602,8 @@ class Run:
             )
         return model
 
-    def model_folder(self, which: str = "best") -> Path:
-        """Return where the model of the best or the last checkpoint lies.
+    def model_folder(self, which: str | int = "best") -> Path:
+        """Return where the model of the best checkpoint, the last one or that of a step lies.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
@@ -611,6 +611,8 @@ class Run:
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"run {self.folder} has no checkpoint yet; let its training command finish")
+        if isinstance(which, int):
+            return self.checkpoint(which) / "model"
         best = self.best()
         step = best["step"] if which == "best" and best and best["step"] in steps else steps[-1]
         return self.checkpoint(step) / "model"
@@ -631,27 +633,28 @@ class Run:
         """
         folder = self.model_folder(which)
         found = {"step": int(folder.parent.name[5:]), "model": fingerprint(folder)[:16]}
-        known = self._readout_of(found) if readout else None
+        known = self.load_readout(found) if readout else None
         return found if known is None else {**found, "readout": known[1].digest}
 
-    def save_readout(self, readout: Readout, how: dict[str, str]) -> None:
-        """Keep what reads the confidence of the best checkpoint off its states.
+    def save_readout(self, readout: Readout, how: dict[str, Any]) -> None:
+        """Keep what reads the confidence of a checkpoint off its states.
 
         Args:
             readout: fitted to them.
-            how: "normalize" and "precision" of the search that they come from.
+            how: `checkpoint_of` whose model they are, and "normalize" and "precision" of the search that they end.
         """
-        write_readout(self.folder / READOUT, readout, {**self.checkpoint_of(readout=False), **how})
+        write_readout(self.folder / READOUT, readout, how)
 
-    def load_readout(self, which: str = "best") -> tuple[dict[str, Any], Readout] | None:
-        """Return how the readout of the best or the last checkpoint was fitted, and the readout; None without one.
+    def load_readout(self, checkpoint: dict[str, Any] | None = None) -> tuple[dict[str, Any], Readout] | None:
+        """Return how the readout of a checkpoint was fitted, and the readout; None where it has none.
+
+        Args:
+            checkpoint: `checkpoint_of` it; by default the best.
 
         Raises:
             ValueError: its file is truncated or altered.
         """
-        return self._readout_of(self.checkpoint_of(which, readout=False))
-
-    def _readout_of(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], Readout] | None:
+        checkpoint = self.checkpoint_of(readout=False) if checkpoint is None else checkpoint
         with suppress(FileNotFoundError):
             how, readout = read_readout(self.folder / READOUT)
             if all(how.get(name) == checkpoint[name] for name in ("step", "model")):

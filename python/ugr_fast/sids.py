@@ -237,17 +237,23 @@ def load_embeddings(path: Path, num_items: int) -> Embeddings:
     if array.dtype.kind != "f" or array.ndim != 2 or len(array) != num_items:
         rule = f"must hold a floating-point array ({num_items}, dim), a row per item"
         raise ValueError(f"{path} {rule}, got {array.dtype} {array.shape}")
-    return _check_embeddings(array, str(path))
+    found = _check_embeddings(array, str(path))
+    if not found.any():
+        raise ValueError(f"{path} holds zeros alone, which tell no item from another; give embeddings")
+    return found
 
 
 def _check_embeddings(array: NDArray[Any], name: str) -> Embeddings:
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} must have shape (num_items, dim), got {array.shape}")
-    bad = ~np.isfinite(array).all(axis=1)
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, dtype=np.float32)
+    bad = ~np.isfinite(found).all(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(f"{name} holds NaN or infinity in row {row} (the first is 0); give finite numbers")
-    return np.ascontiguousarray(array, dtype=np.float32)
+        rule = "give finite numbers that float32 can hold"
+        raise ValueError(f"{name} holds NaN or infinity in row {row} (the first is 0); {rule}")
+    return found
 
 
 def default_encoder() -> Path:

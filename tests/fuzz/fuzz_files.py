@@ -309,12 +309,14 @@ def write_one_readout(folder: Path) -> None:
     import torch
     from ugr_fast.data import Sequences
     from ugr_fast.evidence import Evidence
-    from ugr_fast.readout import Readout, write_readout
+    from ugr_fast.readout import FOLDS, LeftOut, Readout, write_readout
 
     train = Sequences(np.array([0, 3, 5]), np.array([0, 1, 2, 0, 1]), np.array([0, 1]))
     evidence = Evidence.build(train, 4, np.arange(8.0).reshape(4, 2))
-    readout = Readout(torch.linspace(-1, 1, 8, dtype=torch.float64), slope=1.1, bias=-0.2, evidence=evidence)
-    write_readout(folder / "readout.safetensors", readout, {"step": 3, "model": "0", "normalize": "full"})
+    weight, zeros = torch.linspace(-1, 1, 8, dtype=torch.float64), torch.zeros(FOLDS, dtype=torch.float64)
+    left_out = LeftOut(np.array([2, 5]), np.array([4, 0]), weight.repeat(FOLDS, 1), zeros + 1, zeros)
+    how = {"step": 3, "model": "0", "normalize": "full", "precision": "float32"}
+    write_readout(folder / "readout.safetensors", Readout(weight, 1.1, -0.2, evidence, left_out), how)
 
 
 def read_one_readout(folder: Path, meant: set[str]) -> None:
@@ -323,7 +325,11 @@ def read_one_readout(folder: Path, meant: set[str]) -> None:
 
     how, readout = read_readout(folder / "readout.safetensors")
     assert how["readout"] == readout.digest
-    assert readout(torch.ones(2, len(readout.weight)), torch.tensor([-0.1, -9.0])).isfinite().all()
+    states, logprobs = torch.ones(2, len(readout.weight)), torch.tensor([-0.1, -9.0])
+    assert readout(states, logprobs).isfinite().all()
+    if readout.left_out is not None:
+        fold = readout.left_out.fold_of(np.array([2, 3]))
+        assert readout(states[:, None], logprobs[:, None], fold).isfinite().all()
     if readout.evidence is not None and len(readout.evidence.popularity):
         assert np.isfinite(readout.evidence([[0], [0, 0]], np.array([[0, -1], [0, 0]]))).all()
 
