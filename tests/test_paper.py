@@ -314,11 +314,23 @@ def words_of(first, second):
     best = [[of_user(runs, "sft-evidence", "confidence", name) for runs in both] for name in ("ece", "brier_skill")]
     surest = [cells(paper_tables.acting, runs, "ugr")[3].split(" ")[0] for runs in both]
     aurocs = "{} and {} against {} and {}".format(*map(short, (*tokens, *likelihood)))
+    changed = [
+        paper_numbers.difference(first, f"ugr-{name}", "sft")[0]
+        for name in ("sum", "logit", "brier", "allowed", "stochastic", "similar")
+    ]
+    least, most = (paper_tables.short(bound(changed), sign=True) for bound in (min, max))
+    falls = [cells(paper_tables.training, first, f"ugr-{name}")[4] for name in ("similar", "brier")]
+    drawn = cells(paper_tables.acting, first, "ugr-stochastic")[2].split(" ")[0]
     reached = [[short(measured(runs, arm), 3) for runs in both] for arm in ("ugr", "sft-evidence")]
     return [
         f"differs from SFT by {' and '.join(gap(runs, 'ugr', 'sft') for runs in both)} in NDCG@10",
         f"GRPO with a 0/1 reward by {' and '.join(gap(runs, 'ugr', 'grpo') for runs in both)};",
         "(its reward {}, its weight {}, its confidence {} to SFT on industrial)".format(*alone),
+        f"UGR with one thing changed (between {least} and {most})",
+        f"takes {falls[0]} off valid NDCG@10, and UGR's own reward does not prevent that; "
+        f"the brier objective takes {falls[1]} |",
+        f"AUROC {short(of_user(first, 'ugr-stochastic', 'confidence', 'auroc'))} on industrial",
+        f"({short(float(drawn))} on industrial with drawn beams)",
         f"({ends[0]} on industrial; {ends[1]} on scientific)",
         "{} and {} nats against {} and {}".format(*entropies[0], *entropies[1]),
         f"user-level ECE {' and '.join(ece)}, Brier skill far below 0, AUROC {' and '.join(map(short, tokens))},",
