@@ -57,7 +57,9 @@ def short(value: float, digits: int = 4, sign: bool = False) -> str:
 
 
 def spread(values: Sequence[float | None], digits: int = 4, sign: bool = False) -> str:
-    """Write "mean ± half"; nothing where a value is undefined."""
+    """Write "mean ± half"; nothing where a value is undefined, or there is none."""
+    if not values:
+        return ""
     mean, half = student([math.nan if value is None else value for value in values])
     return short(mean, digits, sign) + (f" ± {short(half, digits)}" if half == half else "")
 
@@ -146,6 +148,14 @@ def paired(runs: Runs) -> str:
     return table(head, rows())
 
 
+def ends(runs: Runs, arm: str, other: str) -> list[float]:
+    """Return by how much the last validation of each seed lies above that of another arm; none for the arm itself."""
+    if arm == other or other not in runs:
+        return []
+    last = [dict(zip(runs[name], curves(runs, name), strict=True)) for name in (arm, other)]
+    return [mine[max(mine)] - (of := last[1][seed])[max(of)] for seed, mine in last[0].items() if seed in last[1]]
+
+
 SEEN = ("zero_advantage_groups", "entropy", "hit_rate")
 
 
@@ -165,6 +175,7 @@ def training(runs: Runs) -> str:
                 spread([max(value for step, value in curve.items() if step) for curve in found]),
                 spread([curve[max(curve)] for curve in found]),
                 spread(change, sign=True),
+                spread(ends(runs, arm, "grpo"), sign=True),
                 f"{np.mean([run.test['step'] for run in of.values()]):.0f}",
                 *(short(float(np.mean(values)), 2) for values in logged),
             ]
@@ -176,6 +187,7 @@ def training(runs: Runs) -> str:
             "best",
             "end",
             "end − start",
+            "end − GRPO's",
             "measured at",
             "groups without advantage",
             "entropy",

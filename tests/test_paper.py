@@ -217,6 +217,14 @@ def changed(run, **changes):
     return replace(run, test={**run.test, **changes})
 
 
+def test_ends_are_compared_seed_by_seed(runs):
+    last = {arm: [line["ndcg@10"] for line in (run.valid[-1] for run in runs[arm].values())] for arm in ("sft", "ugr")}
+    assert paper_tables.ends(runs, "ugr", "sft") == pytest.approx(np.subtract(last["ugr"], last["sft"]).tolist())
+    few = {**runs, "grpo": {1: runs["sft"][1]}}
+    assert paper_tables.ends(few, "ugr", "grpo") == pytest.approx([last["ugr"][1] - last["sft"][1]])
+    assert paper_tables.ends(few, "grpo", "grpo") == paper_tables.ends(runs, "ugr", "grpo") == []
+
+
 def test_what_is_undefined_is_left_empty_and_a_single_seed_has_no_interval(runs):
     one = runs["ugr"][0]
     levels = {name: {"user": {stage: {**values, "auroc": None, "aurc": None}
@@ -299,12 +307,14 @@ def short(value, digits=2):
     return paper_tables.short(float(value), digits)
 
 
-def words_of(first, second):
-    """What the pages say in words of two sets, from their records: sentences of docs/results.md, and of README."""
+def words_of(first, second, larger):
+    """What is said in words of two sets and a larger model, by their records: in docs/results.md, and in README."""
     both = (first, second)
     training = [{arm: cells(paper_tables.training, runs, arm) for arm in ("grpo", "ranking", "ugr")} for runs in both]
     ends = [", ".join(row[4] for row in rows.values()) for rows in training]
-    entropies = [[rows[arm][7] for rows in training] for arm in ("ugr", "grpo")]
+    below = [rows["ugr"][5].replace("−", "") for rows in training]
+    wide_below = cells(paper_tables.training, larger, "ugr")[5].replace("−", "")
+    entropies = [[rows[arm][8] for rows in training] for arm in ("ugr", "grpo")]
     alone = [
         paper_tables.short(paper_numbers.difference(first, f"ugr-{part}", "sft")[0], sign=True)
         for part in ("reward", "weight", "confidence")
@@ -332,6 +342,8 @@ def words_of(first, second):
         f"AUROC {short(of_user(first, 'ugr-stochastic', 'confidence', 'auroc'))} on industrial",
         f"({short(float(drawn))} on industrial with drawn beams)",
         f"({ends[0]} on industrial; {ends[1]} on scientific)",
+        f"UGR ends {below[1]} below GRPO on scientific, in all five seeds, and {wide_below} below it with the larger",
+        f"almost four times as large ({gap(larger, 'ugr', 'sft')} to its SFT)",
         "{} and {} nats against {} and {}".format(*entropies[0], *entropies[1]),
         f"user-level ECE {' and '.join(ece)}, Brier skill far below 0, AUROC {' and '.join(map(short, tokens))},",
         f"which needs no training, has {' and '.join(map(short, likelihood))}",
@@ -348,7 +360,8 @@ def words_of(first, second):
 
 def test_pages_say_in_words_what_the_records_say():
     root = Path(paper_tables.__file__).parents[1]
-    said = words_of(*(paper_tables.load(root / "benches" / "records", name) for name in ("industrial", "scientific")))
+    sets = ("industrial", "scientific", "industrial-256")
+    said = words_of(*(paper_tables.load(root / "benches" / "records", name) for name in sets))
     for name, sentences in zip(("docs/results.md", "README.md"), said, strict=True):
         page = " ".join((root / name).read_text(encoding="utf-8").split())
         assert [sentence for sentence in sentences if sentence not in page] == []
