@@ -349,7 +349,8 @@ def main() -> None:
     todo = steps(args.out, args.data, sets)
     if args.list:
         for step in todo:
-            print(f"{'-' if step.cost is None else format(step.cost['seconds'] / 60, '.1f'):>6} min  {step}")
+            minutes = "-" if step.cost is None else format(step.cost["seconds"] / 60, ".1f")
+            print(f"{minutes:>6} min  {step}: ugr-fast {' '.join(step.command)}")
     else:
         do(todo, max(1, args.jobs))
     known = [cost for folder in {step.folder for step in todo} for cost in costs(folder).values()]

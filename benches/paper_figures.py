@@ -69,12 +69,13 @@ def gains(runs: Runs) -> Any:
         axes.plot(seeds, [place, place], color=colour, linewidth=4, alpha=0.5, solid_capstyle="butt")
         axes.plot(mean, place, "o", color=colour, markersize=4)
     axes.set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
+    axes.locator_params(axis="x", nbins=5)
     return figure
 
 
 def answered(runs: Runs) -> Any:
     """Draw NDCG@10 of the users answered by the share of them, the least certain rejected; means over seeds."""
-    figure, axes = axes_of("", "share of users answered", "NDCG@10 of those", (6.4, 3.6))
+    figure, axes = axes_of("", "share of users answered", "NDCG@10 of those answered", (6.4, 3.6))
     for number, (arm, source) in enumerate(ANSWERED):
         if arm in runs:
             found = [run.test["decisions"]["reject"] for run in runs[arm].values()]

@@ -25,11 +25,12 @@ import paper_records
 from numpy.typing import NDArray
 from paper import SETS, readout_of, trains
 from paper_numbers import NAMES, curves, difference, student
-from paper_records import Runs
+from paper_records import Record, Runs
 from ugr_fast import decisions
 
 Floats = NDArray[np.float64]
 SOURCES = ("confidence", "likelihood")
+COSINE = "cosine_markov"
 BASELINES = {"popularity": "popularity", "markov": "last-item Markov", "cosine_markov": "cosine + Markov"}
 
 
@@ -43,6 +44,15 @@ def load_sasrec(out: Path, name: str) -> list[dict[str, float]]:
     """Return what sasrec.py measured on the test split of a set, OUT/sasrec-SET.json; nothing where it did not."""
     path = out / f"sasrec-{name}.json"
     return [run["test"] for run in json.loads(path.read_text())["runs"]] if path.exists() else []
+
+
+def load_baseline(out: Path, name: str) -> Record | None:
+    """Return what paper_baseline.py found of a set, OUT/baseline-SET.npz; None where it did not."""
+    path = out / f"baseline-{name}.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return Record({}, [], {}, {}, arrays["rank"].astype(np.int64), arrays["users"])
 
 
 # ---- numbers
@@ -129,23 +139,25 @@ def semantic(runs: Runs) -> str:
     return table(["test, SID level", *(f"{kind.upper()}@{k}" for kind, k in COLUMNS)], rows())
 
 
-def paired(runs: Runs) -> str:
-    """Differences in NDCG@10 to SFT and to UGR as released."""
+def paired(runs: Runs, baseline: Record | None = None) -> str:
+    """Differences in NDCG@10 to SFT, to UGR as released and, where it is given, to a baseline, equal for all seeds."""
+    others = {"sft": "to SFT", "ugr": "to UGR"} | ({COSINE: "to cosine + Markov"} if baseline else {})
+    seeds_of_all = {seed for of in runs.values() for seed in of}
+    among = {**runs, COSINE: dict.fromkeys(seeds_of_all, baseline)} if baseline else runs
 
     def rows() -> Iterator[list[str]]:
         for arm in runs:
             cells = [NAMES[arm]]
-            for other in ("sft", "ugr"):
-                if arm == other or not runs[arm].keys() & runs.get(other, {}).keys():
+            for other in others:
+                if arm == other or not runs[arm].keys() & among.get(other, {}).keys():
                     cells += ["", "", ""]
                     continue
-                mean, users, seeds = difference(runs, arm, other)
+                mean, users, seeds = difference(among, arm, other)
                 cells += [short(mean, sign=True), between(*users), between(*seeds) if seeds[0] == seeds[0] else ""]
             if any(cells[1:]):
                 yield cells
 
-    head = ["NDCG@10", "to SFT", "users", "seeds", "to UGR", "users", "seeds"]
-    return table(head, rows())
+    return table(["NDCG@10", *(cell for label in others.values() for cell in (label, "users", "seeds"))], rows())
 
 
 def ends(runs: Runs, arm: str, other: str) -> list[float]:
@@ -338,7 +350,8 @@ def main() -> None:
     args = parser.parse_args()
     sets = {name: runs for name in SETS if (runs := load(args.out, name))}
     found = {f"{name} accuracy": accuracy(runs, load_sasrec(args.out, name)) for name, runs in sets.items()}
-    rest = {kind: make for kind, make in TABLES.items() if kind != "accuracy"}
+    found |= {f"{name} paired": paired(runs, load_baseline(args.out, name)) for name, runs in sets.items()}
+    rest = {kind: make for kind, make in TABLES.items() if kind not in ("accuracy", "paired")}
     found |= {f"{name} {kind}": make(runs) for name, runs in sets.items() for kind, make in rest.items()}
     found["cost"] = cost(sets)
     if args.into is None:

@@ -118,7 +118,7 @@ def test_few_users(n):
     rule = risk_threshold(np.full(n, 0.5), np.ones(n), 0.1)
     assert rule.threshold is None
     least = 22 if n < 5 else 29  # where some users place candidates, two sequences share delta: one confidence, and all
-    assert rule.reason.endswith(f"for 0.1 it takes {least} without one")
+    assert rule.reason.endswith(f"for a risk of 0.1 it takes {least} users without one, or more with few")
     assert risk_threshold(np.full(n, 0.5), np.ones(n), 0.99).threshold is not None
 
 

@@ -282,7 +282,9 @@ def test_recommend_says_what_eval_measured(pipeline, confided):
     found, told = known(rows, k=10), read_outcomes(confided / "outcomes-test.safetensors")[1]
     np.testing.assert_allclose(found.scores, told.scores, atol=1e-5)
     np.testing.assert_allclose(found.confidence, told.confidence, atol=1e-5)
-    np.testing.assert_allclose(found.calibrated, known.confidence.candidate(told), atol=1e-5)
+    np.testing.assert_allclose(found.calibrated[:, 1:], known.confidence.candidate(told)[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(found.calibrated[:, 0], known.confidence.user(told), atol=1e-5)
+    np.testing.assert_array_equal(found.first, found.calibrated[:, 0])
 
 
 def test_recommend_searches_as_it_was_fitted_where_nobody_evaluated(pipeline, run):
@@ -321,8 +323,10 @@ def test_recommend_can_order_by_it(pipeline, confided):
     assert (np.diff(worth, axis=1) <= 1e-6).all()
     assert not np.array_equal(plain.items, found.items)
     np.testing.assert_array_equal(np.sort(plain.items), np.sort(found.items))
-    said = {"confidence": found.confidence, "likelihood": np.exp(found.scores)}[known.confidence.choices.signal][:, 0]
-    np.testing.assert_allclose(found.first, known.confidence.choices.user["reranked"](said))
+    np.testing.assert_array_equal(found.first, found.calibrated[:, 0])
+    choices = known.confidence.choices
+    np.testing.assert_allclose(found.first, choices.user["reranked"](found.confidence[:, 0]))
+    np.testing.assert_allclose(found.calibrated[:, 1:], choices.candidate["confidence"](found.confidence[:, 1:]))
     sure = np.median(found.first)
     kept = known(rows, k=10, rerank=True, min_confidence=sure)
     np.testing.assert_array_equal(kept.abstained, found.first < sure)

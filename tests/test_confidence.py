@@ -142,7 +142,8 @@ def test_calibrated_confidences_are_the_fitted_map_of_what_was_said():
     assert known.confidence.choices.signal == "confidence"
     found = known(HISTORIES, k=5)
     fitted = known.confidence.choices.candidate["confidence"]
-    assert np.allclose(found.calibrated, fitted(found.confidence.astype(np.float64)))
+    assert np.allclose(found.calibrated[:, 1:], fitted(found.confidence.astype(np.float64))[:, 1:])
+    assert np.array_equal(found.calibrated[:, 0], found.first)
     short = evaluated(world(n=500))
     short.catalogue = tiny.catalogue(num_items=3)
     few = short([[0]], k=8)

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from ugr_fast.recommend import Ranking  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benches"))
 import paper  # noqa: E402
+import paper_baseline  # noqa: E402
 import paper_evidence  # noqa: E402
 import paper_figures  # noqa: E402
 import paper_numbers  # noqa: E402
@@ -271,13 +273,37 @@ def test_tables_go_between_their_marks_and_those_that_nobody_made_stay():
         paper_tables.filled("<!-- paper: industrial costs --><!-- end -->", {})
 
 
+def paired_with(records, name):
+    return lambda runs: paper_tables.paired(runs, paper_tables.load_baseline(records, name))
+
+
+def test_runs_are_compared_with_a_baseline_that_has_no_seed(runs, tmp_path):
+    assert paper_tables.load_baseline(tmp_path, "industrial") is None
+    users = runs["sft"][0].users
+    np.savez(tmp_path / "baseline-industrial.npz", rank=np.zeros(len(users), np.int8), users=users)
+    [row] = [line for line in paired_with(tmp_path, "industrial")(runs).splitlines() if line.startswith("| SFT |")]
+    below = np.mean([decisions.ndcg(run.rank).mean() for run in runs["sft"].values()]) - 1  # which is always right
+    assert row.split(" | ")[7] == paper_tables.short(below, sign=True)
+
+
+def test_the_baseline_is_placed_where_it_ranks_the_next_item():
+    """Of twelve items that look alike, 1 followed 0 and 2 followed 1; the last is beyond the first ten."""
+    rows = data.Rows.of([[0], [1], [0]], [1, 2, 11])
+    dataset = SimpleNamespace(train=data.Rows.of([[0], [0, 1]], [1, 2], users=[5, 5]), test=rows)
+    assert paper_baseline.places(dataset, np.ones((12, 3))).tolist() == [0, 0, -1]
+
+
 def test_the_page_has_a_place_for_every_table_that_is_kept():
     root = Path(paper_tables.__file__).parent
-    page, kept = (root.parent / "docs" / "results.md").read_text(encoding="utf-8"), [*(root / "records").glob("*.npz")]
+    page, kept = (
+        (root.parent / "docs" / "results.md").read_text(encoding="utf-8"),
+        [path for path in (root / "records").glob("*.npz") if not path.stem.startswith("baseline-")],
+    )
     assert kept
     for path in kept:
         runs = paper_tables.load(path.parent, path.stem)
-        made = {f"{path.stem} {kind}": make(runs) for kind, make in paper_tables.TABLES.items() if kind != "accuracy"}
+        tables = {**paper_tables.TABLES, "paired": paired_with(path.parent, path.stem)}
+        made = {f"{path.stem} {kind}": make(runs) for kind, make in tables.items() if kind != "accuracy"}
         assert paper_tables.filled(page, made) == page  # as the records have it
 
 
@@ -297,6 +323,11 @@ def gap(runs, arm, other):
     return f"{paper_tables.short(mean, sign=True)} {paper_tables.between(*seeds)}"
 
 
+def among(runs, records, name):
+    """The runs, and the baseline as an arm that is the same for every seed."""
+    return {**runs, paper_tables.COSINE: dict.fromkeys(range(5), paper_tables.load_baseline(records, name))}
+
+
 def cells(make, runs, arm):
     """Return a row of a table of the page."""
     [line] = [line for line in make(runs).splitlines() if line.startswith(f"| {paper_numbers.NAMES[arm]} |")]
@@ -310,10 +341,13 @@ def short(value, digits=2):
 def words_of(first, second, larger):
     """What is said in words of two sets and a larger model, by their records: in docs/results.md, and in README."""
     both = (first, second)
-    training = [{arm: cells(paper_tables.training, runs, arm) for arm in ("grpo", "ranking", "ugr")} for runs in both]
+    bare = [{arm: of for arm, of in runs.items() if arm in paper_numbers.NAMES} for runs in (*both, larger)]
+    training = [
+        {arm: cells(paper_tables.training, runs, arm) for arm in ("grpo", "ranking", "ugr")} for runs in bare[:2]
+    ]
     ends = [", ".join(row[4] for row in rows.values()) for rows in training]
     below = [rows["ugr"][5].replace("−", "") for rows in training]
-    wide_below = cells(paper_tables.training, larger, "ugr")[5].replace("−", "")
+    wide_below = cells(paper_tables.training, bare[2], "ugr")[5].replace("−", "")
     entropies = [[rows[arm][8] for rows in training] for arm in ("ugr", "grpo")]
     alone = [
         paper_tables.short(paper_numbers.difference(first, f"ugr-{part}", "sft")[0], sign=True)
@@ -322,23 +356,26 @@ def words_of(first, second, larger):
     tokens, likelihood = ([of_user(runs, "ugr", source, "auroc") for runs in both] for source in paper_tables.SOURCES)
     ece = [short(of_user(runs, "ugr", "confidence", "ece")) for runs in both]
     best = [[of_user(runs, "sft-evidence", "confidence", name) for runs in both] for name in ("ece", "brier_skill")]
-    surest = [cells(paper_tables.acting, runs, "ugr")[3].split(" ")[0] for runs in both]
+    surest = [cells(paper_tables.acting, runs, "ugr")[3].split(" ")[0] for runs in bare[:2]]
     aurocs = "{} and {} against {} and {}".format(*map(short, (*tokens, *likelihood)))
     changed = [
         paper_numbers.difference(first, f"ugr-{name}", "sft")[0]
         for name in ("sum", "logit", "brier", "allowed", "stochastic", "similar")
     ]
     least, most = (paper_tables.short(bound(changed), sign=True) for bound in (min, max))
-    falls = [cells(paper_tables.training, first, f"ugr-{name}")[4] for name in ("similar", "brier")]
-    drawn = cells(paper_tables.acting, first, "ugr-stochastic")[2].split(" ")[0]
+    falls = [cells(paper_tables.training, bare[0], f"ugr-{name}")[4] for name in ("similar", "brier")]
+    drawn = cells(paper_tables.acting, bare[0], "ugr-stochastic")[2].split(" ")[0]
+    cosine = paper_tables.COSINE
+    ahead = [short(-paper_numbers.difference(runs, "sft", cosine)[0], 4) for runs in both]
+    level, behind = (gap(runs, "sft-evidence", cosine) for runs in both)
     reached = [[short(measured(runs, arm), 3) for runs in both] for arm in ("ugr", "sft-evidence")]
     return [
         f"differs from SFT by {' and '.join(gap(runs, 'ugr', 'sft') for runs in both)} in NDCG@10",
         f"GRPO with a 0/1 reward by {' and '.join(gap(runs, 'ugr', 'grpo') for runs in both)};",
         "(its reward {}, its weight {}, its confidence {} to SFT on industrial)".format(*alone),
         f"UGR with one thing changed (between {least} and {most})",
-        f"takes {falls[0]} off valid NDCG@10, and UGR's own reward does not prevent that; "
-        f"the brier objective takes {falls[1]} |",
+        f"changes valid NDCG@10 by {falls[0]} from start to end, which UGR's own reward beside it does not prevent; "
+        f"the brier objective changes it by {falls[1]} |",
         f"AUROC {short(of_user(first, 'ugr-stochastic', 'confidence', 'auroc'))} on industrial",
         f"({short(float(drawn))} on industrial with drawn beams)",
         f"({ends[0]} on industrial; {ends[1]} on scientific)",
@@ -348,6 +385,8 @@ def words_of(first, second, larger):
         f"user-level ECE {' and '.join(ece)}, Brier skill far below 0, AUROC {' and '.join(map(short, tokens))},",
         f"which needs no training, has {' and '.join(map(short, likelihood))}",
         f"the fifth by likelihood {' and '.join(short(float(value)) for value in surest)}",
+        f"(by {' and '.join(ahead)} of SFT's NDCG@10); re-ranked lists are level with it on industrial ({level}) "
+        f"and behind it on scientific ({behind})",
         f"has ECE {' and '.join(short(value, 3) for value in best[0])}, "
         f"Brier skill {' and '.join(map(short, best[1]))},",
         f"its order gains {' and '.join(gap(runs, 'sft-evidence', 'sft') for runs in both)} in NDCG@10",
@@ -360,8 +399,8 @@ def words_of(first, second, larger):
 
 def test_pages_say_in_words_what_the_records_say():
     root = Path(paper_tables.__file__).parents[1]
-    sets = ("industrial", "scientific", "industrial-256")
-    said = words_of(*(paper_tables.load(root / "benches" / "records", name) for name in sets))
+    sets, records = ("industrial", "scientific", "industrial-256"), root / "benches" / "records"
+    said = words_of(*(among(paper_tables.load(records, name), records, name) for name in sets))
     for name, sentences in zip(("docs/results.md", "README.md"), said, strict=True):
         page = " ".join((root / name).read_text(encoding="utf-8").split())
         assert [sentence for sentence in sentences if sentence not in page] == []

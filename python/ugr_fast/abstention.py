@@ -134,8 +134,8 @@ def risk_threshold(
         >>> rule = risk_threshold(confidence, correct, max_risk=0.2)
         >>> round(rule.threshold, 2), rule.answered, round(rule.risk, 3), round(rule.upper_bound, 3)
         (0.49, 41, 0.0, 0.086)
-        >>> risk_threshold(confidence, correct, max_risk=0.01).reason
-        'no candidate passes: confidence >= 0.49 answers 41 users with 0 errors; for 0.01 it takes 368 without one'
+        >>> print(risk_threshold(confidence, correct, max_risk=0.01).reason[:68])
+        no candidate passes: the 41 users at 0.49 or more have 0 errors; for
 
     Source: Angelopoulos et al., Learn then Test (arXiv 2110.01052) §2, multi-start fixed sequences; Geifman and
         El-Yaniv (arXiv 1705.08500); Clopper and Pearson (Biometrika 1934).
@@ -274,8 +274,8 @@ def _choose(
         return RiskThreshold(threshold, answered, share, risk, bound, max_risk, delta, num_users, None)
     threshold, answered, errors, _ = min(tests, key=lambda test: test.p_value)
     reason = (
-        f"no candidate passes: confidence >= {threshold:g} answers {answered} users with {errors} errors; "
-        f"for {max_risk} it takes {_least(max_risk, level)} without one"
+        f"no candidate passes: the {answered} users at {threshold:g} or more have {errors} errors; for a risk of "
+        f"{max_risk} it takes {_least(max_risk, level)} users without one, or more with few"
     )
     return RiskThreshold(None, 0, 0.0, math.nan, math.nan, max_risk, delta, num_users, reason)
 

@@ -346,8 +346,7 @@ def _print_recommendations(found: Recommendations) -> None:
         console.print(table)
         if found.first[0] == found.first[0]:
             console.print(
-                f"The first is next with probability {found.first[0]:.4g} (user level, what --min-confidence goes by); "
-                "the column is of each item by itself (candidate level).",
+                f"The first is the next one with probability {found.first[0]:.4g}, what --min-confidence goes by.",
                 soft_wrap=True,
             )
 

@@ -24,6 +24,7 @@ from ugr_fast.decisions import (
     Choices,
     How,
     Outcomes,
+    Source,
     certainty,
     halves,
     hit,
@@ -58,15 +59,26 @@ class Confidence:
         found: np.ndarray = self.choices.user[signal](outcomes.said(signal)[:, 0])
         return np.where(outcomes.present[:, 0], found, np.nan)
 
-    def reranked(self, outcomes: Outcomes) -> np.ndarray:
-        """(N,) the same of the first entry of lists that were re-ranked. NaN where there is no entry."""
-        found: np.ndarray = self.choices.user[RERANKED](outcomes.said(self.choices.signal)[:, 0])
-        return np.where(outcomes.present[:, 0], found, np.nan)
-
     def candidate(self, outcomes: Outcomes) -> np.ndarray:
         """(N, K) probability of each entry that it is the next item: the candidate level. NaN where absent."""
         signal = self.choices.signal
         found: np.ndarray = self.choices.candidate[signal](outcomes.said(signal))
+        return np.where(outcomes.present, found, np.nan)
+
+    def calibrated(self, outcomes: Outcomes, *, reranked: bool = False) -> np.ndarray:
+        """(N, K) probability of each entry that it is the next item, of the first by what was fitted to firsts.
+
+        Args:
+            outcomes: of N lists.
+            reranked: they stand in the order of the confidence, which then is what all are read off.
+
+        Returns:
+            (N, K), NaN where absent.
+        """
+        source: Source = "confidence" if reranked else self.choices.signal
+        said = outcomes.said(source)
+        found = self.choices.candidate[source](said)
+        found[:, 0] = self.choices.user[RERANKED if reranked else source](said[:, 0])
         return np.where(outcomes.present, found, np.nan)
 
     def certainty(self, outcomes: Outcomes) -> np.ndarray:

@@ -235,7 +235,7 @@ class Choices:
     """Of confidence and random, λ of exp(score) + λ c."""
     user: dict[str, Recalibrator]
     """Of each source, what is said of the first entry -> probability that it is the next item; as RERANKED, what the
-    signal says of the first entry of lists that were re-ranked by the confidence."""
+    confidence says of the first entry of lists that were re-ranked by it."""
     candidate: dict[str, Recalibrator]
     """Of each source, what is said of any entry -> probability that it is the next item."""
 
@@ -311,8 +311,10 @@ def choose(outcomes: Outcomes, *, trained: bool = True, method: Method = "beta")
         }
     signal: Source = "confidence" if trained and area["confidence"] > area["likelihood"] else "likelihood"
     first = reordered(outcomes, drawn["confidence"], weight["confidence"])[:, :1]
-    said, hits = np.take_along_axis(outcomes.said(signal), first, 1), np.take_along_axis(outcomes.hits, first, 1)
-    shown = np.take_along_axis(there, first, 1)
+    said, hits, shown = (
+        np.take_along_axis(drawn["confidence"], first, 1),
+        *(np.take_along_axis(x, first, 1) for x in (outcomes.hits, there)),
+    )
     fits["user"][RERANKED] = Recalibrator(method).fit(said[shown], _smoothed(hits[shown]))
     return Choices(signal, aggregate, weight, **fits)
 

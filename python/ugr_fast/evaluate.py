@@ -128,7 +128,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "decisions": {"chosen_on": len(chose), "rows": len(measured), **_decisions(known, measured)},
         "promises": _promises(known, apart, config),
         "baselines": baseline_metrics(sequences, counts, rows, embeddings),
-        "examples": examples(ranking, outcomes, known.candidate(outcomes), dataset, rows),
+        "examples": examples(ranking, outcomes, known.calibrated(outcomes), dataset, rows),
     }
     if job.team.is_main:
         _write(job, known, outcomes, rows, found)

@@ -298,9 +298,10 @@ class Recommendations:
         items: (N, k) int64 item numbers, best first; −1 where absent.
         scores: (N, k) log-likelihoods of their semantic IDs; −inf where absent.
         confidence: (N, k) what the model itself says, in [0, 1]; NaN where absent.
-        calibrated: (N, k) probability of each item to be the next one (the candidate level); NaN where absent, and for
-            a run that was not evaluated.
-        first: (N,) probability that the first item is the next one, of those who get no answer too: the user level.
+        calibrated: (N, k) probability of each item to be the next one, of the first as valid rows have it of firsts
+            (the user level), of the others as they have it of any item (the candidate level); NaN where absent, and
+            for a run that was not evaluated.
+        first: (N,) the probability of the first item, of those who get no answer too.
         abstained: (N,) bool.
         reasons: why each history has no answer; "" where it has one.
         promise: the threshold behind `max_risk`, with the share answered and the risk among them on valid rows.
@@ -506,12 +507,12 @@ class Recommender:
         nobody = np.full(len(ranking.items), -1)
         told, items = outcomes_of(ranking, self.catalogue, nobody), ranking.items
         unknown = np.full(told.scores.shape, np.nan)
-        first = known.user(told) if known else unknown[:, 0]
         if known and rerank:
             order = decisions.reordered(told, told.said("confidence"), known.choices.weight["confidence"])
             items, scores, said = (np.take_along_axis(x, order, 1) for x in (items, told.scores, told.confidence))
             told = Outcomes(scores, said, nobody)
-            first = known.reranked(told)
+        calibrated = known.calibrated(told, reranked=rerank) if known else unknown
+        first = calibrated[:, 0]
         reasons = [""] * len(told)
         if known and rule:
             reasons = [_unsure(rule, sure) for sure in known.certainty(told).tolist()]
@@ -530,7 +531,7 @@ class Recommender:
             "items": (items, -1),
             "scores": (told.scores, -np.inf),
             "confidence": (told.confidence, np.nan),
-            "calibrated": (known.candidate(told) if known else unknown, np.nan),
+            "calibrated": (calibrated, np.nan),
         }
         kept = {name: np.where(abstained[:, None], absent, x)[:, :k] for name, (x, absent) in columns.items()}
         return Recommendations(
