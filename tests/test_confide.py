@@ -127,12 +127,12 @@ def test_evidence_stands_after_the_state_and_is_weighed_like_it(number, embeddin
 
 
 def test_evidence_of_other_items_is_refused_and_a_search_alone_has_no_histories():
-    catalogue, other = tiny.catalogue(), tiny.catalogue(num_items=7)
+    catalogue, other = tiny.catalogue(num_items=7), tiny.catalogue()
     model, evidence = tiny.model(catalogue.vocabulary), told(other)
     size = model.config.hidden_size + len(evidence.names)
     readout = Readout(torch.zeros(size, dtype=torch.float64), 1.0, 0.0, evidence)
     for asked in ({"readout": readout}, {"states": True, "evidence": evidence}):
-        with pytest.raises(ValueError, match=r"`evidence` must be of the \d+ items of the catalogue, got 7; fit the"):
+        with pytest.raises(ValueError, match=r"`evidence` must be of the 7 items of the catalogue, got \d+; fit the"):
             rank(model, catalogue, [[1]], num_beams=4, **asked)
     with pytest.raises(ValueError, match=r"`readout` must weigh states alone, .* use `recommend.rank`"):
         beam_search(

@@ -118,6 +118,24 @@ def test_what_is_no_item_is_refused(histories, items, message):
         Evidence.build(as_sequences([[0, 1]]), NUM_ITEMS, texts(1))(histories, np.array(items))
 
 
+@given(LISTS, HISTORIES, CODES, st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=3))
+def test_new_items_are_what_they_share_a_semantic_id_with(lists, histories, codes, new):
+    codes, whole = np.array(codes), np.array(codes + new)
+    items = np.tile(np.arange(len(whole)), (len(histories), 1))
+    train, embeddings = as_sequences(lists), texts(4)
+    grown = Evidence.build(train, NUM_ITEMS, embeddings, codes).grown(whole)
+    grown._check()
+    found, counted = grown(histories, items), Evidence.build(train, len(whole), codes=whole)(histories, items)
+    np.testing.assert_array_equal(found[..., :3], counted)
+    for place, code in enumerate(whole.tolist()):
+        like = whole.tolist().index(code)
+        np.testing.assert_array_equal(found[:, place], found[:, like])
+        if like >= NUM_ITEMS:
+            assert not found[:, place].any()
+    with pytest.raises(ValueError, match="`codes` must be of 8 items or more, got 7"):
+        Evidence.build(train, NUM_ITEMS).grown(whole[:7])
+
+
 def test_nobody_is_said_nothing():
     for embeddings in (None, texts(1)):
         evidence = Evidence.build(as_sequences([[0, 1]]), NUM_ITEMS, embeddings)

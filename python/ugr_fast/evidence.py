@@ -127,6 +127,39 @@ class Evidence:
         found: NDArray[np.float64] = np.where(there[:, :, None], np.stack(columns, 2).astype(np.float64), 0.0)
         return found
 
+    def grown(self, codes: Ints) -> Evidence:
+        """Return the same for a catalogue that has gained items since.
+
+        Of a new item is said what is said of its semantic ID; where that is new as well, nothing is known of it.
+
+        Args:
+            codes: (num_items, L) semantic IDs or their tokens, those of the items known so far first.
+
+        Raises:
+            ValueError: fewer items than are known.
+
+        Example:
+            >>> from ugr_fast.data import Sequences
+            >>> known = Evidence.build(Sequences(np.array([0, 2]), np.array([0, 1]), np.array([7])), num_items=2)
+            >>> known.grown(np.array([[5], [6], [6], [9]]))([[0]], np.array([[1, 2, 3]])).round(2)
+            array([[[0.69, 0.69, 0.  ],
+                    [0.69, 0.69, 0.  ],
+                    [0.  , 0.  , 0.  ]]])
+        """
+        known = len(self.same)
+        if len(codes) < known:
+            raise ValueError(f"`codes` must be of {known} items or more, got {len(codes)}")
+        first = [np.flatnonzero((codes[: item + 1] == codes[item]).all(1))[0] for item in range(known, len(codes))]
+        like = np.array(first, np.int64)  # often of an item that was known; else the new one itself
+        old, place = like < known, np.minimum(like, known - 1)
+        same = np.concatenate([self.same, np.where(old, self.same[place], like)])
+        popular = np.concatenate([self.popularity, np.where(old, self.popularity[place], 0)])
+        offsets = np.concatenate([self.offsets, np.full(len(like), self.offsets[-1])])
+        unit = None
+        if self.unit is not None:
+            unit = np.concatenate([self.unit, np.where(old[:, None], self.unit[place], np.float16(0))])
+        return Evidence(self.followers, self.counts, offsets, popular, same, unit)
+
     def _known(self, items: Ints, name: str) -> Ints:
         """Return items that there are."""
         if items.size and not 0 <= items.min() <= items.max() < len(self.same):

@@ -91,14 +91,17 @@ def rank(
 
     Raises:
         ValueError: an empty history, an item that is none, as many lists in `deny` as there are not histories, or
-            evidence of another catalogue.
+            evidence of a larger catalogue.
     """
     beside = evidence if readout is None else readout.evidence
-    if beside is not None and len(beside.popularity) != len(catalogue.item_tokens):
+    num_items = len(catalogue.item_tokens)
+    if beside is not None and len(beside.same) > num_items:
         raise ValueError(
-            f"`evidence` must be of the {len(catalogue.item_tokens)} items of the catalogue, got "
-            f"{len(beside.popularity)}; fit the readout anew with `ugr-fast confide`"
+            f"`evidence` must be of the {num_items} items of the catalogue, got {len(beside.same)}; "
+            "fit the readout anew with `ugr-fast confide`"
         )
+    if beside is not None and len(beside.same) < num_items:  # a live catalogue has gained some
+        beside = beside.grown(catalogue.item_tokens)
     if deny is not None and len(deny) != len(histories):
         raise ValueError(f"`deny` must have a list for each of {len(histories)} histories, got {len(deny)}")
     fold = None if readout is None or readout.left_out is None or users is None else readout.left_out.fold_of(users)
