@@ -134,6 +134,16 @@ def test_the_start_of_rl_is_not_called_the_best(pipeline, tmp_path):
     assert "rl update 2" in marked  # the first candidate
 
 
+def test_rl_says_where_it_did_not_get_above_its_start(pipeline, tmp_path):
+    """A learning rate that wrecks the model, and one that leaves it as it is."""
+    said = {rate: done(*pipeline.rl_args(tmp_path / rate, "--lr", rate)).err for rate in ("3", "1e-9")}
+    found = {rate: [line["valid"]["ndcg@10"] for line in lines(tmp_path / rate) if "valid" in line] for rate in said}
+    for rate, values in found.items():
+        below = max(values[1:]) < values[0]
+        assert ("rl: none was as good on valid as the model it began with, whose NDCG@10 is" in said[rate]) == below
+    assert max(found["3"][1:]) < found["3"][0]
+
+
 def test_what_an_update_logs(pipeline):
     found = next(line for line in lines(pipeline.rl) if "loss" in line)
     for name in (

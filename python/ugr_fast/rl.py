@@ -208,7 +208,20 @@ def train(config: RlConfig) -> dict[str, Any]:
                 state = _validate(job, run, valid, state, watch)
     if state["update"] < config.updates:
         say(f"rl: stopped after update {state['update']}, {state['stale']} validations without a better NDCG@10")
+    if team.is_main:
+        _compare_with_start(config, run)
     return run.best() or {}
+
+
+def _compare_with_start(config: RlConfig, run: Run) -> None:
+    """Say so where no checkpoint was as good on valid as the model that training began with."""
+    best = run.best() or {"step": 0}
+    begun = next((line["valid"]["ndcg@10"] for line in run.metrics() if line["step"] == 0 and "valid" in line), 0.0)
+    if best["step"] and best["ndcg@10"] < begun:
+        say(
+            f"rl: none was as good on valid as the model it began with, whose NDCG@10 is {begun:.4f} (the best "
+            f"that was trained has {best['ndcg@10']:.4f}); {config.run} ranks better, so far as these rows tell"
+        )
 
 
 def prepare(config: RlConfig, model: Any, catalogue: Catalogue, team: Team) -> Job:
