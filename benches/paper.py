@@ -11,9 +11,9 @@ package. Every step is one command of the CLI, in a process and a log of its own
 at a time. Stopped and repeated, it goes on where it was. What a step cost stands in costs.json of its run. Everything
 is tuned on valid; the test split is read once per run, by its `eval`.
 
-A run is OUT/SET/ARM-SEED. All arms of a seed begin with the same fine-tuned model and, but for those named long, are
-trained for equally many updates, those of RL on the same prompts in the same order; what is measured is the checkpoint
-that validation chose of them, and in arms named last the last one.
+A run is OUT/SET/ARM-SEED. All arms of a seed begin with the same fine-tuned model and are trained for equally many
+updates, those of RL on the same prompts in the same order; what is measured is the checkpoint that validation chose of
+them, and in arms named last the last one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from ugr_fast.files import new_folder, write_json
 Flags = dict[str, str]
 
 UPDATES, BEAMS, HISTORY = 150, 20, 10
-LONG = {"updates": "600", "eval-every": "100"}
 GRPO = {"reward": "match", "difficulty": "none", "confidence": "none"}
 RL: dict[str, Flags] = {
     "grpo": GRPO,
@@ -55,12 +54,8 @@ RL: dict[str, Flags] = {
     "ugr-allowed": {"normalize": "allowed"},
     "ugr-stochastic": {"normalize": "allowed", "rollout": "stochastic"},
     "ugr-similar": {"reward": "uncertainty_weighted + 0.3*similarity"},
-    "ugr-slow": {"lr": "3e-5"},
-    "ugr-swift": {"lr": "3e-4"},
-    "grpo-long": {**GRPO, **LONG},
-    "ugr-long": LONG,
 }
-"""What differs from UGR as released; the last four ask whether its settings are why it does not gain."""
+"""What differs from UGR as released."""
 CONFIDE: dict[str, Flags] = {"-readout": {"no-evidence": ""}, "-evidence": {}}
 """Endings of arms that are another with a readout: of its states alone, and of the evidence of the data too."""
 CONFIDENT = tuple(f"{arm}{kind}" for kind in CONFIDE for arm in ("sft", "ugr"))
