@@ -137,6 +137,29 @@ def test_a_fine_tuned_language_model_is_named(tmp_path, settings, words):
     assert report.table([make_run(tmp_path / "x", "sft", **settings)])[-1][0] == f"x ({words})"
 
 
+def test_runs_whose_weights_were_chosen_from_others_stand_at_their_own_places(runs, monkeypatch):
+    """An evaluation from before a weight was added is compared with one from after."""
+
+    def fewer(found):
+        ranked = found["decisions"]["rerank"]
+        for source in ("confidence", "random"):
+            ranked[source] |= {"by_weight": ranked[source]["by_weight"][1:-2], "weight": ranked["weights"][1]}
+        ranked["weights"] = ranked["weights"][1:-2]
+        return found
+
+    for run in runs:
+        edit(run / "eval-test.json", lambda found: found | {"trained": True})
+    edit(runs[0] / "eval-test.json", fewer)
+    drawn = []
+    monkeypatch.setattr(decisions, "draw", lambda *args: drawn.append(args[-1]))
+    decisions.rerank_picture(read_runs(runs))
+    [axes] = drawn[0].axes
+    places = {len(line.get_xdata()): line.get_xdata().tolist() for line in axes.lines}
+    count = len(axes.get_xticks())
+    assert places == {1: places[1], count - 3: [*range(1, count - 2)], count: [*range(count)]}
+    assert [label.get_text() for label in axes.get_xticklabels()][:3] == ["0", ".01", ".02"]
+
+
 def test_a_run_that_never_got_better_than_its_start_says_so(runs):
     edit(runs[1] / "eval-test.json", lambda found: found | {"step": 0, "trained": False, "signal": "likelihood"})
     assert report.table(runs)[-1][6].endswith("†")  # the confidence tokens of update 0 are untrained

@@ -6,6 +6,7 @@ the evaluation, beside the controls that need no training: the beam's likelihood
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,11 +91,11 @@ def rerank_picture(runs: list[EvaluatedRun]) -> Picture:
     """Draw NDCG@10 against the weight of the confidence, of runs that trained it, with the weight that was chosen."""
     title = "Re-ranking: NDCG@10 against λ"
     figure, axes = axes_of(title, "λ, weight of the confidence (not to scale)", "NDCG@10")
-    weights = [float(weight) for weight in runs[0].found["decisions"]["rerank"]["weights"]]
+    weights = sorted({float(weight) for run in runs for weight in run.found["decisions"]["rerank"]["weights"]})
     for run in runs:
         for source in ("confidence", "random"):
-            _plot_weights(axes, run.found["decisions"]["rerank"][source], weights, run, source)
-    axes.set_xticks(range(len(weights)), [f"{weight:g}" for weight in weights])
+            _plot_weights(axes, weights, run, source)
+    axes.set_xticks(range(len(weights)), [re.sub(r"^0\.", ".", f"{weight:g}") for weight in weights])
     values = [value for run in runs for value in run.found["decisions"]["rerank"]["confidence"]["by_weight"]]
     room = 0.5 * max(max(values) - min(values), 0.04 * max(values)) or 0.01
     axes.set_ylim(min(values) - room, max(values) + room)
@@ -106,15 +107,17 @@ def rerank_picture(runs: list[EvaluatedRun]) -> Picture:
     return draw("rerank", title, caption, figure)
 
 
-def _plot_weights(axes: Any, found: Mapping[str, Any], weights: list[float], run: EvaluatedRun, source: str) -> None:
-    own = source == "confidence"
+def _plot_weights(axes: Any, weights: list[float], run: EvaluatedRun, source: str) -> None:
+    """Draw a run's curve at the places that its own weights have among all."""
+    own, reranked = source == "confidence", run.found["decisions"]["rerank"]
+    found, places = reranked[source], [weights.index(float(weight)) for weight in reranked["weights"]]
     marker, colour = marker_of(run.number), colour_of(run.number) if own else MUTED
     values = np.asarray(found["by_weight"], np.float64)
     style = {"color": colour, "marker": marker, "ms": 3.5, "lw": 1.8 if own else 1.2}
-    axes.plot(range(len(weights)), values, SOURCES[source], label=f"{run.label}: {source}", **style)
-    if own and found["weight"] in weights:
-        chosen = weights.index(found["weight"])
-        axes.plot([chosen], [values[chosen]], marker, ms=9, color=colour)
+    axes.plot(places, values, SOURCES[source], label=f"{run.label}: {source}", **style)
+    if own and found["weight"] in reranked["weights"]:
+        chosen = reranked["weights"].index(found["weight"])
+        axes.plot([places[chosen]], [values[chosen]], marker, ms=9, color=colour)
 
 
 def reject_picture(run: EvaluatedRun, key: str) -> Picture:
