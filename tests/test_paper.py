@@ -387,6 +387,7 @@ def words_of(first, second, larger, films):
         f"the fifth by likelihood {' and '.join(short(float(value)) for value in surest)}",
         f"(by {' and '.join(ahead)} of SFT's NDCG@10); re-ranked lists are level with it on industrial ({level}) "
         f"and behind it on scientific ({behind})",
+        f"its last update differs from its best by {' and '.join(gap(runs, 'ugr-last', 'ugr') for runs in both)}.",
         f"has ECE {' and '.join(short(value, 3) for value in best[0])}, "
         f"Brier skill {' and '.join(map(short, best[1]))},",
         f"its order gains {' and '.join(gap(runs, 'sft-evidence', 'sft') for runs in both)} in NDCG@10 "

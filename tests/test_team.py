@@ -178,8 +178,11 @@ def test_two_processes_go_on_where_they_were_interrupted(pipeline, tmp_path):
 
 
 CONFIDES = """
-import sys
+import sys, time
 from ugr_fast.cli import main
+from ugr_fast.run import Run
+write = Run.save_readout
+Run.save_readout = lambda *args: (time.sleep(3), write(*args))  # a slow disk: the other process must wait for it
 for command in ("confide", "eval"):
     main([command, *sys.argv[1:]])
 """

@@ -74,6 +74,7 @@ def confide(config: ConfideConfig) -> dict[str, Any]:
     if team.is_main:
         readout = dataclasses.replace(fitted.readout, evidence=evidence)
         run.save_readout(readout, {**checkpoint, "normalize": config.normalize, "precision": config.precision})
+    team.wait()  # whoever goes on, in a script of several commands, finds the readout there
     say(
         f"{config.run.name}: readout fitted on {len(rows)} valid rows, penalty {fitted.strength:g}; on users left out, "
         f"log loss {fitted.log_loss[fitted.strength]:.5f}, of the likelihood {fitted.log_loss[LIKELIHOOD_ALONE]:.5f}"

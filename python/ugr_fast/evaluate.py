@@ -132,6 +132,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     }
     if job.team.is_main:
         _write(job, known, outcomes, rows, found)
+    job.team.wait()  # before anybody goes on to what reads the files
     ranked = found["ranking"]
     say(
         f"{config.run.name} on {config.split}, {len(rows)} rows, beam width {config.num_beams}: "
