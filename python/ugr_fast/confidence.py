@@ -107,8 +107,12 @@ class Confidence:
         write_json(run.folder / "confidence.json", {"how": self.how, "choices": self.choices.to_json()})
 
     @classmethod
-    def load(cls, run: Run) -> Confidence:
+    def load(cls, run: Run, checkpoint: How | None = None) -> Confidence:
         """Read what `ugr-fast eval` found of the best checkpoint.
+
+        Args:
+            run: that was evaluated.
+            checkpoint: `Run.checkpoint_of` it, where that is known: to find it reads all weights.
 
         Raises:
             FileNotFoundError: the run was not evaluated, or another checkpoint was, or it with another readout; the
@@ -117,7 +121,7 @@ class Confidence:
         """
         command = f"ugr-fast eval --run {run.folder} --data {run.config['settings'].get('data', 'DATA')}"
         path = run.folder / "confidence.json"
-        found, checkpoint = read_json(path, command), run.checkpoint_of()
+        found, checkpoint = read_json(path, command), checkpoint or run.checkpoint_of()
         try:
             how, choices = found["how"], Choices.from_json(found["choices"])
             saved, valid = read_outcomes(run.folder / OUTCOMES)

@@ -185,7 +185,7 @@ def _how(job: Job, known: Confidence, rows: data.Rows) -> dict[str, Any]:
 def _write(job: Job, known: Confidence, outcomes: Outcomes, rows: data.Rows, found: dict[str, Any]) -> None:
     split, folder = job.config.split, job.run.folder
     write_outcomes(folder / f"outcomes-{split}.safetensors", outcomes, job.how(rows))
-    if job.run.checkpoint_of() == job.checkpoint:  # `recommend` uses the best
+    if job.run.model_folder() == job.run.model_folder(job.checkpoint["step"]):  # `recommend` uses the best
         known.save(job.run)
     write_json(folder / f"eval-{split}.json", found)
 

@@ -394,12 +394,14 @@ class Recommender:
         model = opened.load_model(choose_device(device), checkpoint["step"])
         known = cls(model, opened.load_catalogue(), titles, ids, opened.history)
         try:
-            known.confidence = Confidence.load(opened)
+            known.confidence = Confidence.load(opened, checkpoint)
         except FileNotFoundError as error:
             known.uncalibrated = str(error)
-        if found := opened.load_readout():
+        if found := opened.load_readout(checkpoint):
             known.search, known.readout = found
-        if opened.checkpoint_of() != checkpoint:  # a training or `confide` has gone on meanwhile
+        best = opened.model_folder() == opened.model_folder(checkpoint["step"])
+        digest = known.readout.digest if known.readout else None
+        if not best or digest != checkpoint.get("readout"):  # a training or `confide` has gone on meanwhile
             return cls.load(run, device)
         return known
 
